@@ -1,0 +1,22 @@
+"""Exceptions that a user may see: one clear line, with a remedy, and an exit code.
+
+Each is made from one string, so that it survives pickling: Ray carries errors between processes.
+"""
+
+
+class VoxfleetError(Exception):
+    """Base of the errors that end a job with one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UserError(VoxfleetError, ValueError):
+    """The input is at fault: what, where, and what to do about it."""
+
+    exit_code = 2
+
+
+class WorkMissingError(VoxfleetError):
+    """The job ended with part of its work missing: the same command continues."""
+
+    exit_code = 4
