@@ -1,6 +1,7 @@
 """NIfTI files as bytes: read with one-line errors, written fast and the same on every run."""
 
 import io
+import logging
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,9 @@ from isal import igzip, isal_zlib
 
 from voxfleet import storage
 from voxfleet.errors import UserError
+
+# nibabel prints what it thinks of a bad header; our error says it once
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _INT16_MAX = 32767
