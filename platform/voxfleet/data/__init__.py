@@ -1,0 +1,1 @@
+"""Cohorts, images and shards, without Ray."""

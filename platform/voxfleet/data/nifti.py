@@ -6,6 +6,9 @@ import logging
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from voxfleet import storage
 from voxfleet.errors import UserError
@@ -20,9 +23,9 @@ _NOT_NIFTI = (
     EOFError,
     ValueError,
     isal_zlib.error,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    nib.wrapstruct.WrapStructError,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
 )
 
 

@@ -1,0 +1,1 @@
+"""Measures of image and cohort quality, on arrays."""

@@ -1,0 +1,110 @@
+"""The command line: ``voxfleet JOB --config FILE --key.sub value``."""
+
+import importlib
+import re
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from voxfleet import __version__
+from voxfleet.errors import VoxfleetError
+
+INTERRUPTED = 130
+ISSUES = "https://github.com/voxfleet/voxfleet/issues"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a job's code is: imported only when it is asked for."""
+
+    config: str
+    engine: str
+    help: str
+
+
+JOBS = {
+    "cohort": Job("CohortConfig", "cohort", "simulate a BIDS dataset of healthy and epileptic brains"),
+    "prepare": Job("PrepareConfig", "prepare", "turn NIfTI images into volume shards"),
+    "train-vae": Job("TrainVaeConfig", "train_vae", "train an autoencoder on volume shards"),
+    "encode": Job("EncodeConfig", "encode", "turn volume shards into latent shards"),
+    "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
+    "generate": Job("GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
+    "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
+}
+
+
+def config_class(job: str) -> type:
+    """The configuration dataclass of a job."""
+    return getattr(importlib.import_module("voxfleet.config.jobs"), JOBS[job].config)
+
+
+def parse(job: str, arguments: list[str]) -> Any:
+    """The configuration of ``job`` from command-line arguments.
+
+    Raises:
+        UserError: if a key is unknown or a value is not allowed.
+        SystemExit: after --help or --print_config.
+    """
+    from voxfleet.config.parsing import parse_config
+
+    return parse_config(config_class(job), job, arguments)
+
+
+def run_job(job: str, config: Any) -> None:
+    """Run a job to its end."""
+    importlib.import_module(f"voxfleet.engine.{JOBS[job].engine}").run(config)
+
+
+def usage() -> str:
+    """What `voxfleet --help` prints."""
+    lines = [f"  {name:<10} {job.help}" for name, job in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: voxfleet JOB --config FILE [--key.sub value ...]",
+            "",
+            "jobs:",
+            *lines,
+            "",
+            "voxfleet JOB --help explains every key; --print_config prints the configuration that would run.",
+            "Exit codes: 0 done, 1 our bug, 2 the input is wrong, 4 work is missing (run it again), 130 interrupted.",
+        ]
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``arguments`` (without the program's name) and return the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"voxfleet {__version__}")
+        return 0
+    job, rest = arguments[0], arguments[1:]
+    if job not in JOBS:
+        return _fail(f"unknown job {job!r}; the jobs are {', '.join(JOBS)}", 2)
+    try:
+        run_job(job, parse(job, rest))
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to continue", INTERRUPTED)
+    except VoxfleetError as error:
+        return _fail(str(error), error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        return _fail(f"this is a bug of voxfleet {__version__}: please report the lines above at {ISSUES}", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    line = re.sub(r"\s*\n\s*", " ", message.strip())
+    print(f"voxfleet: error: {line}" if code != INTERRUPTED else f"\nvoxfleet: {line}", file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

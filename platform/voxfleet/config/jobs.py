@@ -1,0 +1,248 @@
+"""The configuration of each job: one frozen dataclass, made of those that stand beside each component."""
+
+import math
+from dataclasses import dataclass, field
+
+from voxfleet import storage
+from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.campaign import CampaignConfig
+from voxfleet.data.cohort import SimulationConfig
+from voxfleet.data.preprocess import PreprocessConfig
+from voxfleet.data.sources import SourceConfig, SplitConfig
+from voxfleet.diffusion.process import DiffusionConfig
+from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.models import DiT3DConfig
+from voxfleet.models.vae import AutoencoderConfig
+from voxfleet.tracking.base import TrackingConfig
+from voxfleet.train.autoencoder import AutoencoderLossConfig
+from voxfleet.train.optim import OptimConfig
+from voxfleet.train.step import TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortConfig:
+    """Simulate a BIDS dataset of healthy controls (HC) and people with temporal lobe epilepsy (TLE).
+
+    Args:
+        output: folder of the new dataset.
+        subjects: number of subjects; subject i is the same whatever their number.
+        simulation: what they look like.
+        resources: where the job runs.
+        tracking: where its record goes.
+    """
+
+    output: str
+    subjects: int = 48
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.subjects < 1:
+            raise ValueError(f"subjects is {self.subjects}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Turn a cohort of NIfTI images into volume shards.
+
+    Args:
+        output: folder of the shards.
+        source: where the images and labels are.
+        preprocess: the grid and intensities of the volumes.
+        split: the split by subject.
+        max_skipped: largest share of subjects that may be left out because their image cannot be used.
+        subjects_per_shard: rows of a shard; a shard is one task.
+        resources: where the job runs.
+        tracking: where its record goes.
+    """
+
+    output: str
+    source: SourceConfig
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    max_skipped: float = 0.05
+    subjects_per_shard: int = 16
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_skipped < 1:
+            raise ValueError(f"max_skipped is {self.max_skipped}; it must be in [0, 1)")
+        if self.subjects_per_shard < 1:
+            raise ValueError(f"subjects_per_shard is {self.subjects_per_shard}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVaeConfig:
+    """Train an autoencoder (MONAI's AutoencoderKlMaisi) on volume shards.
+
+    Args:
+        name: name of the run; the same output and name continue it.
+        output: folder of runs.
+        data: folder of volume shards.
+        package: folder of the autoencoder package; null puts it into the run's folder.
+        model: the autoencoder's architecture.
+        loss: what it is trained for.
+        optim: optimizer and learning rate.
+        trainer: length and precision of the training.
+        resources: where the job runs, and the number of workers.
+        tracking: where its record goes.
+    """
+
+    name: str
+    output: str
+    data: str
+    package: str | None = None
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+    @property
+    def package_folder(self) -> str:
+        """Where the package goes."""
+        return self.package or storage.join(self.output, self.name, "package")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Turn volume shards into latent shards (mean and log-variance of each volume's posterior).
+
+    Args:
+        output: folder of the latent shards.
+        data: folder of volume shards.
+        autoencoder: folder of the autoencoder package.
+        batch_size: volumes encoded at once.
+        dtype: float32, or float16 to halve the shards.
+        resources: where the job runs, and the number of actors.
+        tracking: where its record goes.
+    """
+
+    output: str
+    data: str
+    autoencoder: str
+    batch_size: int = 4
+    dtype: str = "float32"
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be float32 or float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a DiT3D on latent shards.
+
+    Args:
+        name: name of the run; the same output and name continue it.
+        output: folder of runs.
+        data: folder of latent shards.
+        package: folder of the model package; null puts it into the run's folder.
+        model: the network; its input_size, in_channels and num_classes must be those of the latents.
+        diffusion: the noise and the target.
+        optim: optimizer and learning rate.
+        trainer: length and precision of the training.
+        resources: where the job runs, and the number of workers.
+        tracking: where its record goes.
+    """
+
+    name: str
+    output: str
+    data: str
+    package: str | None = None
+    model: DiT3DConfig = field(default_factory=DiT3DConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+    @property
+    def package_folder(self) -> str:
+        """Where the package goes."""
+        return self.package or storage.join(self.output, self.name, "package")
+
+    @property
+    def warning(self) -> str | None:
+        """What will not work although it is allowed: noise of a patch that the tokens cannot hold."""
+        numbers = self.model.in_channels * math.prod(self.model.patch_size)
+        if self.diffusion.target == "x0" or numbers <= self.model.hidden_size:
+            return None
+        return (
+            f"a patch holds {numbers} numbers, more than model.hidden_size ({self.model.hidden_size}): its noise "
+            "cannot be predicted; use diffusion.target x0, a smaller patch or a larger hidden_size"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Generate synthetic volumes as a BIDS derivative dataset.
+
+    Args:
+        output: folder of the dataset.
+        model: folder of the model package.
+        autoencoder: folder of the autoencoder package that the model's latents came from.
+        campaign: how many samples of which class, and the base seed.
+        sampler: how latents are drawn.
+        batch_size: samples made at once; always this many, so that every sample is the same in any batch.
+        resources: where the job runs, and the number of actors.
+        tracking: where its record goes.
+    """
+
+    output: str
+    model: str
+    autoencoder: str
+    campaign: CampaignConfig = field(default_factory=CampaignConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    batch_size: int = 8
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compare synthetic with real volumes: figures, pictures and one page.
+
+    Args:
+        output: folder of the pictures and figures.
+        page: the HTML page; null puts it into the output folder.
+        volumes: folder of the real volume shards.
+        autoencoder: folder of the autoencoder package.
+        synthetic: folder of the synthetic dataset.
+        runs: folders of training runs whose loss curves are shown.
+        commands: lines shown as the commands that made what is compared.
+        resources: where the job runs.
+        tracking: where its record goes.
+    """
+
+    output: str
+    volumes: str
+    autoencoder: str
+    synthetic: str
+    page: str | None = None
+    runs: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def _check_name(name: str) -> None:
+    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        raise ValueError(f"name is {name!r}; it must be letters, digits, '-', '_' or '.'")

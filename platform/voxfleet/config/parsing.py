@@ -1,0 +1,77 @@
+"""Reading a job's configuration: YAML files plus dotted overrides, with one-line errors."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from voxfleet.errors import UserError
+
+
+def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
+    """An instance of the configuration dataclass ``cls`` from ``--config FILE`` and ``--key.sub value``.
+
+    Raises:
+        UserError: names the key, its value and what is allowed.
+        SystemExit: after --help or --print_config.
+    """
+    parser = _parser(cls, job)
+    try:
+        namespace = parser.parse_args(arguments)
+        return parser.instantiate(namespace)
+    except argparse.ArgumentError as error:
+        raise UserError(_explain(parser, job, str(error.message))) from error
+    except ValueError as error:
+        raise UserError(_with_group(cls, namespace, error)) from error
+
+
+def load_config(cls: type, job: str, path: str) -> Any:
+    """An instance of ``cls`` from one YAML file."""
+    return parse_config(cls, job, ["--config", path])
+
+
+def _parser(cls: type, job: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"voxfleet {job}", exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML file of the keys below; may be given several times")
+    parser.add_class_arguments(cls, None)
+    return parser
+
+
+def _explain(parser: ArgumentParser, job: str, message: str) -> str:
+    """jsonargparse's message in one line, in terms of keys, with what to do."""
+    help_hint = f"`voxfleet {job} --help` lists the keys"
+    unknown = (
+        re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'", message)
+        or re.search(r"Option '(?P<key>[\w.]+)' is not accepted", message)
+        or re.search(r"unrecognized arguments: --(?P<key>[\w.]+)", message)
+    )
+    if unknown:
+        found = unknown.groupdict()
+        key = ".".join(part for part in (found.get("group"), found["key"]) if part)
+        known = [action.dest for action in parser._actions]
+        close = difflib.get_close_matches(key, known, n=1)
+        return f"config key {key} is not known{f'; did you mean {close[0]}?' if close else ''}; {help_hint}"
+    wrong = re.search(r'Parser key "(?P<key>[\w.]+)":\s*(?P<why>.*)', message, re.DOTALL)
+    if wrong:
+        why = re.sub(r"<class '(\w+)'>", r"\1", " ".join(wrong["why"].split()))
+        return f"config key {wrong['key']}: {why}; {help_hint}"
+    missing = re.search(r"the following arguments are required: (.*)", message)
+    if missing:
+        return f"config key {missing[1]} is missing; give it in the file, or as --{missing[1].split(',')[0]} VALUE"
+    return " ".join(message.split())
+
+
+def _with_group(cls: type, namespace: Namespace, error: ValueError) -> str:
+    """The message of a refused value, its key made whole: "depth is 0" as "model.depth is 0"."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if not dataclasses.is_dataclass(hints[field.name]):
+            continue
+        try:
+            hints[field.name](**vars(namespace[field.name]))
+        except ValueError as refused:
+            return f"{field.name}.{refused}"
+    return str(error)

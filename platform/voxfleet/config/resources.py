@@ -1,0 +1,28 @@
+"""Where a job runs, and how much of a cluster it takes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """Where the job runs.
+
+    Args:
+        address: a Ray cluster (auto, HOST:6379); null joins the cluster that RAY_ADDRESS names, such as that of
+            `ray job submit`, or else starts a private one on this machine.
+        workers: training workers, or actors that hold a model. Jobs of plain tasks use what the cluster has.
+        cpus_per_worker: CPUs, and PyTorch threads, of each worker.
+        gpus_per_worker: GPUs of each worker, may be a fraction; null takes 1 where the cluster has GPUs, else 0.
+    """
+
+    address: str | None = None
+    workers: int = 2
+    cpus_per_worker: int = 1
+    gpus_per_worker: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus_per_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ValueError(f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more, or null")

@@ -1,0 +1,291 @@
+"""One head to one volume of the cohort: RAS, the configured grid, intensities in [0, 1]; and measures of volumes.
+
+The source is interpolated once, straight onto the target grid: target voxel -> world (mm) -> source voxel. So the
+affine of the result is exact: a point of the head keeps its world position.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.spaces import vox2out_vox
+from scipy import ndimage
+
+from voxfleet.errors import UserError
+
+# Of the range from the 2nd to the 98th percentile: what lies below is background. The rule of FSL's BET.
+_BACKGROUND_FRACTION = 0.1
+# A slice belongs to the head if it holds this share of what the fullest slice of its axis holds: specks of noise and
+# the tips of ears do not move the box.
+_SLICE_FRACTION = 0.02
+# From the crown to below the cerebellum; what is further down is neck, of which scans show more or less (FSL's
+# robustfov takes 170 mm as well).
+_HEAD_HEIGHT_MM = 170.0
+_BOX_MM = 2.0  # how finely that is measured
+_VOXEL_MM = (0.05, 20.0)
+# How far from flat (0) or orthogonal (1) the axes must be
+_MIN_AXES_VOLUME = 0.1
+_BRAIN_LEVEL = 0.2
+_BRIGHT_LEVEL = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """The grid and the intensities of the training volumes.
+
+    Args:
+        spacing_mm: Voxel size along right, anterior and superior, in mm.
+        shape: Voxels along the same axes; every volume of the cohort has this shape.
+        percentiles: Percentiles of the head's intensities that become 0 and 1; what lies outside is clipped.
+        center: What stands at the centre of the grid. With head, each head's own (for images in scanner space); with
+            world, the point world_center_mm (for images that are registered to one space, such as MNI).
+        world_center_mm: Centre of the grid in mm for center world; the default is the centre of the ICBM152 brain.
+    """
+
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    shape: tuple[int, int, int] = (80, 96, 80)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    center: Literal["head", "world"] = "head"
+    world_center_mm: tuple[float, float, float] = (0.0, -17.0, 5.0)
+
+    def __post_init__(self) -> None:
+        low, high = _VOXEL_MM
+        if len(self.spacing_mm) != 3 or not all(low <= spacing <= high for spacing in self.spacing_mm):
+            raise ValueError(f"spacing_mm={self.spacing_mm} must be three numbers from {low} to {high}")
+        if len(self.shape) != 3 or min(self.shape) < 2:
+            raise ValueError(f"shape={self.shape} must be three whole numbers above 1")
+        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles={self.percentiles} must be two rising numbers from 0 to 100")
+        if self.center not in ("head", "world"):
+            raise ValueError(f"center={self.center!r} must be head or world")
+        if len(self.world_center_mm) != 3 or not all(map(math.isfinite, self.world_center_mm)):
+            raise ValueError(f"world_center_mm={self.world_center_mm} must be three numbers")
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A preprocessed head; nothing else of the source file, whose header may name the patient.
+
+    Attributes:
+        data: (D, H, W) float32 in [0, 1], background 0; the axes point right, anterior and superior.
+        affine: (4, 4) float64, voxel to world, mm.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+
+def preprocess(image: nib.Nifti1Image, config: PreprocessConfig) -> Volume:
+    """``image`` on the configured grid, with intensities in [0, 1].
+
+    NaN around the head is background, as SPM writes it; NaN inside it, and infinities, are refused.
+
+    Raises:
+        UserError: if this image cannot be used (one line; the caller adds whose it is): not 3-D, not of real numbers,
+            an unknown or degenerate geometry, constant, holes of NaN, no head in the grid.
+    """
+    data, source_affine = _load(image)
+    spacing = voxel_sizes(source_affine)
+    data = ndimage.gaussian_filter(data, _antialias_sigma(spacing, config.spacing_mm), mode="nearest")
+    threshold = _background_threshold(data)
+    in_scanner = config.center == "head"
+    affine = grid_affine(config, head_center(data, source_affine, threshold) if in_scanner else config.world_center_mm)
+    resampled = _resample(data, source_affine, affine, config.shape)
+    return Volume(_normalise(resampled, threshold, config.percentiles), affine)
+
+
+def grid_affine(config: PreprocessConfig, center_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(4, 4) affine of the RAS grid of ``config`` whose centre stands at the world point ``center_mm``."""
+    spacing = np.asarray(config.spacing_mm, dtype=np.float64)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = np.asarray(center_mm) - spacing * (np.asarray(config.shape) - 1) / 2
+    return affine
+
+
+def common_affine(config: PreprocessConfig, affines: Sequence[np.ndarray]) -> np.ndarray:
+    """The one (4, 4) affine that stands for a cohort: for its manifest, and for the volumes generated from it.
+
+    With center world it is every volume's own. With center head the volumes differ by a shift, as their heads lie
+    differently in the scanner, and this is their mean. Pass the affines of the training split: it is a statistic.
+
+    Raises:
+        ValueError: if ``affines`` is empty.
+    """
+    if not len(affines):
+        raise ValueError("affines is empty: a cohort needs at least one volume")
+    if config.center == "world":
+        return grid_affine(config, config.world_center_mm)
+    middle = [*((np.asarray(config.shape) - 1) / 2), 1.0]
+    return grid_affine(config, np.mean([affine @ middle for affine in affines], axis=0)[:3])
+
+
+def head_center(data: np.ndarray, affine: np.ndarray, threshold: float) -> np.ndarray:
+    """World point (mm) at the centre of the box around the head, the box along the world's axes.
+
+    The box and not the centre of mass, because the grid has to hold the brain's ends, and mass lies high in the
+    cerebrum; measured down from the crown, because scans show more or less neck.
+
+    Args:
+        data: (D, H, W) intensities, some of them above ``threshold``.
+        affine: (4, 4) of ``data``, mm; it may be oblique.
+        threshold: What lies below is background.
+    """
+    shape, aligned = vox2out_vox((data.shape, affine), (_BOX_MM,) * 3)
+    foreground = _resample(data, affine, aligned, shape) > threshold
+    bottom, top = _extent(foreground, 2)
+    bottom = max(bottom, top - _HEAD_HEIGHT_MM / _BOX_MM)
+    head = foreground[:, :, math.ceil(bottom) : int(top) + 1]
+    box = np.array([_extent(head, 0), _extent(head, 1), (bottom, top)])
+    return apply_affine(aligned, box.mean(axis=1))
+
+
+def volume_checks(data: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Measures of a volume whose range over the training split bounds what may be generated.
+
+    Args:
+        data: (D, H, W), intensities of ``Volume.data``; voxels that are not finite count as 0.
+        spacing_mm: Voxel size.
+
+    Returns:
+        ``brain_mean`` (mean of voxels above 0.2), ``p99`` (of all voxels), ``brain_ml`` (volume above 0.2),
+        ``bright_voxels`` (number above 0.3), ``symmetry`` (Pearson correlation with the left-right mirror image, 0 for
+        a constant volume), ``finite`` (1 if all voxels are).
+    """
+    finite = np.isfinite(data)
+    data = np.where(finite, data, 0).astype(np.float64)
+    brain = data[data > _BRAIN_LEVEL]
+    return {
+        "brain_mean": float(brain.mean()) if brain.size else 0.0,
+        "p99": float(np.percentile(data, 99)),
+        "brain_ml": brain.size * math.prod(spacing_mm) / 1000,
+        "bright_voxels": float(np.count_nonzero(data > _BRIGHT_LEVEL)),
+        "symmetry": _symmetry(data),
+        "finite": float(finite.all()),
+    }
+
+
+def limits(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """``{measure: [smallest, largest]}`` over ``rows`` of ``volume_checks``.
+
+    Raises:
+        ValueError: if ``rows`` is empty.
+    """
+    if not rows:
+        raise ValueError("rows is empty: limits need at least one volume")
+    return {name: [min(row[name] for row in rows), max(row[name] for row in rows)] for name in rows[0]}
+
+
+def _symmetry(data: np.ndarray) -> float:
+    centred = data - data.mean()  # the mirror image has the same mean and variance
+    variance = float((centred**2).sum())
+    return float((centred * centred[::-1]).sum()) / variance if variance else 0.0
+
+
+def _load(image: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled float32 (D, H, W) voxels, axes in the order and direction nearest to RAS, and their (4, 4) affine."""
+    _check_affine(image)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 2:
+        raise UserError(f"the image is not one 3-D volume, its shape is {image.shape}; give one 3-D image a subject")
+    if image.get_data_dtype().kind not in "iuf":
+        raise UserError(f"the voxels are {image.get_data_dtype()}, not real numbers; give a magnitude image")
+    image = nib.as_closest_canonical(image)
+    data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
+    return _without_nan(data), image.affine
+
+
+def _check_affine(image: nib.Nifti1Image) -> None:
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        # nibabel would guess; a wrong guess swaps left and right, which decides on which side an epilepsy is
+        raise UserError("the header has neither sform nor qform, so left and right are unknown; set the sform code")
+    affine = image.affine
+    sizes = voxel_sizes(affine)
+    low, high = _VOXEL_MM
+    # also false for NaN
+    if not all(low <= size <= high for size in sizes):
+        listed = " x ".join(f"{size:g}" for size in sizes)
+        raise UserError(f"the affine gives voxels of {listed} mm, outside {low:g}-{high:g} mm; correct the header")
+    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3] / sizes)) >= _MIN_AXES_VOLUME):
+        raise UserError("the affine is degenerate (its axes lie in one plane, or it is not finite); correct the header")
+
+
+def _without_nan(data: np.ndarray) -> np.ndarray:
+    """``data`` with the NaN around the head replaced by the smallest value."""
+    if np.isinf(data).any():
+        raise UserError("the image has infinite voxels; make it again from the source")
+    missing = np.isnan(data)
+    if not missing.any():
+        return data
+    if missing.all():
+        raise UserError("all voxels are NaN; make the image again from the source")
+    regions, count = ndimage.label(missing)
+    at_border = np.unique(np.concatenate([face.ravel() for face in _faces(regions)]))
+    if count > np.count_nonzero(at_border):
+        raise UserError("there are NaN voxels inside the head; repair them or make the image again from the source")
+    return np.where(missing, np.nanmin(data), data)
+
+
+def _faces(data: np.ndarray) -> list[np.ndarray]:
+    """The six outer planes."""
+    return [np.take(data, index, axis) for axis in range(3) for index in (0, -1)]
+
+
+def _antialias_sigma(source_mm: Sequence[float], target_mm: Sequence[float]) -> list[float]:
+    """Gaussian sigma along each axis, in source voxels, that makes the source as blurred as the target's voxels.
+
+    The difference of the two point spreads, whose full widths at half maximum are the voxel sizes (Cardoso et al.,
+    MICCAI 2015); 0 along an axis that is not made coarser.
+    """
+    factors = np.asarray(target_mm) / np.asarray(source_mm)
+    return list(np.sqrt(np.maximum(factors**2 - 1, 0) / (8 * math.log(2))))
+
+
+def _background_threshold(data: np.ndarray) -> float:
+    """The intensity below which a voxel is background."""
+    darkest = data.min()
+    if darkest == data.max():
+        raise UserError(f"the image is constant ({darkest:g} everywhere); replace the file")
+    low = float(np.percentile(data, 2))
+    # among what is not the darkest value: a stripped brain may fill less than 2 % of its field of view
+    high = float(np.percentile(data[data > darkest], 98))
+    threshold = low + _BACKGROUND_FRACTION * (high - low)
+    if np.median(np.concatenate([face.ravel() for face in _faces(data)])) > threshold:
+        raise UserError(
+            "the background is not darker than the head (z-scored or inverted?); give the plain intensities"
+        )
+    return threshold
+
+
+def _extent(foreground: np.ndarray, axis: int) -> tuple[float, float]:
+    """First and last slice along ``axis`` that belong to the head."""
+    counts = foreground.sum(axis=tuple({0, 1, 2} - {axis}))
+    slices = np.flatnonzero(counts >= max(_SLICE_FRACTION * counts.max(), 1))
+    return float(slices[0]), float(slices[-1])
+
+
+def _resample(data: np.ndarray, source: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """(D, H, W) of ``shape``: ``data`` with affine ``source``, read at the voxels of ``target``."""
+    matrix = np.linalg.inv(source) @ target
+    # Linear, because splines ring beside the skull. "grid-constant", because with "constant" a rounding error beyond
+    # the last voxel makes it background.
+    return ndimage.affine_transform(
+        data, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=1, mode="grid-constant", cval=float(data.min())
+    )
+
+
+def _normalise(data: np.ndarray, threshold: float, percentiles: tuple[float, float]) -> np.ndarray:
+    """``data`` scaled to [0, 1] by percentiles of its foreground; all background becomes 0."""
+    foreground = data[data > threshold]
+    if not foreground.size:
+        raise UserError("no head lies in the grid; use center=head, or correct the affine or world_center_mm")
+    low, high = np.percentile(foreground, percentiles)
+    if low == high:
+        raise UserError(f"the head is constant ({low:g} everywhere); give an image with intensities, not a mask")
+    # low is above the threshold, so the background falls below 0 and is clipped
+    return np.clip((data - low) / (high - low), 0, 1).astype(np.float32)

@@ -1,0 +1,140 @@
+"""Shards: Parquet files of fixed-shape tensors, and the manifest that describes a folder of them.
+
+A row holds ``subject_id``, ``label`` (int), ``split``, ``source`` and one or more tensor columns (``volume``, or ``mu``
+and ``logvar``). The manifest is written last: a folder without one is unfinished.
+"""
+
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxfleet import storage
+from voxfleet.errors import UserError
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.json"
+
+
+def shard_name(index: int) -> str:
+    """File name of shard ``index``."""
+    return f"part-{index:05d}.parquet"
+
+
+def tensor_table(columns: dict[str, list[Any]], tensors: dict[str, np.ndarray]) -> pa.Table:
+    """A table of plain ``columns`` and of ``tensors``, each (rows, *shape), as fixed-shape tensor columns."""
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    for name, values in tensors.items():
+        arrays[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+    return pa.table(arrays)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """``table`` as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_shard(uri: str) -> pa.Table:
+    """The table of the Parquet file at ``uri``.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{uri} is damaged ({reason}); delete its folder and make it again") from error
+
+
+def tensors(table: pa.Table, name: str) -> np.ndarray:
+    """Tensor column ``name`` of ``table`` as an array (rows, *shape)."""
+    return table[name].combine_chunks().to_numpy_ndarray()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Attributes:
+        kind: "volumes" or "latents".
+        shape: of one tensor.
+        classes: class names; their order gives the label ints.
+        counts: rows of each split and class, ``{"train": {"HC": 19, "TLE": 19}, ...}``.
+        mean, std: of each channel over the training split (of draws mu + sigma * eps for latents).
+        geometry: ``affine`` (4 x 4, voxel to RAS mm), ``spacing_mm``, ``orientation``.
+        limits: smallest and largest value of each check over the training volumes.
+        autoencoder: fingerprint of the autoencoder that made the latents, else null.
+        shards: file, rows and sha256 of each shard.
+        skipped: subjects left out, with the reason.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
+    mean: list[float]
+    std: list[float]
+    geometry: dict[str, Any]
+    limits: dict[str, list[float]]
+    shards: list[dict[str, Any]]
+    autoencoder: str | None = None
+    skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def files(self, folder: str) -> list[str]:
+        """URIs of the shards of this manifest, which stands in ``folder``."""
+        return [storage.join(folder, shard["file"]) for shard in self.shards]
+
+
+def count_rows(rows: Iterable[dict[str, Any]], classes: tuple[str, ...], folder: str) -> dict[str, dict[str, int]]:
+    """Rows of each split and class.
+
+    Raises:
+        UserError: if a class has no row in a split.
+    """
+    seen = Counter((row["split"], row["label"]) for row in rows)
+    counts = {split: {name: seen[split, label] for label, name in enumerate(classes)} for split in SPLITS}
+    for split, by_class in counts.items():
+        for name, count in by_class.items():
+            if not count:
+                raise UserError(f"{folder}: class {name} has no usable subject in split {split}; add subjects to it")
+    return counts
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Write the manifest, which marks the folder as complete."""
+    storage.write_json(
+        storage.join(folder, MANIFEST), {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    )
+
+
+def read_manifest(folder: str, kind: str) -> Manifest:
+    """The manifest of a folder of ``kind`` ("volumes" or "latents").
+
+    Raises:
+        UserError: if there is none, or it is of another kind or version, or lacks a key.
+    """
+    uri = storage.join(folder, MANIFEST)
+    if not storage.exists(uri):
+        raise UserError(
+            f"{folder} holds no finished {kind} (no {MANIFEST}); check the path or run the job that makes it"
+        )
+    document = storage.read_json(uri)
+    if not isinstance(document, dict) or document.get("kind") != kind:
+        raise UserError(f"{uri} does not describe {kind}; give the folder of {kind}")
+    if document.pop("format_version", None) != FORMAT_VERSION:
+        raise UserError(f"{uri} has another format version than {FORMAT_VERSION}; make the shards again")
+    fields = {field.name for field in dataclasses.fields(Manifest)}
+    if set(document) != fields:
+        wrong = ", ".join(sorted(set(document) ^ fields))
+        raise UserError(f"{uri} has missing or unknown keys ({wrong}); make the shards again")
+    return Manifest(**{**document, "shape": tuple(document["shape"]), "classes": tuple(document["classes"])})

@@ -1,0 +1,140 @@
+"""Joining a Ray cluster, or starting a private one, without its noise."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from voxfleet.config.resources import ResourcesConfig
+from voxfleet.errors import UserError, VoxfleetError
+
+# read when ray is imported or started; a user's own setting wins
+_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() waits for this poll
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour; says a FutureWarning otherwise
+    "RAY_DEDUP_LOGS": "1",
+}
+for _key, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_key, _value)
+
+import ray  # noqa: E402
+import ray.data  # noqa: E402
+
+
+@contextlib.contextmanager
+def session(config: ResourcesConfig) -> Iterator[None]:
+    """Be connected to Ray: to the cluster that is already joined, named, or else a private one on this machine.
+
+    A private cluster counts one CPU more than the machine has, so that a reader runs beside workers that take all.
+
+    Raises:
+        UserError: if the named cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    with _private_token(address == "local"):
+        try:
+            ray.init(
+                address=address,
+                num_cpus=(os.cpu_count() or 1) + 1 if address == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if address == "local" else None,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"no Ray cluster at {address} ({_first_line(error)}); check resources.address") from error
+        try:
+            quiet_data()
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_token(needed: bool) -> Iterator[None]:
+    """A token of this session alone, in a file that only this user reads."""
+    if not needed or "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="voxfleet-") as folder:  # made with mode 0700
+        token = Path(folder) / "token"
+        token.write_text(os.urandom(32).hex())
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        try:
+            yield
+        finally:
+            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
+
+
+def quiet_data() -> None:
+    """Send Ray Data's own progress and notices to its logs; to be called in every process that runs Ray Data."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setLevel(logging.ERROR)
+
+
+def gpus_per_worker(config: ResourcesConfig) -> float:
+    """GPUs of each worker: as configured, or one where the cluster has any."""
+    if config.gpus_per_worker is not None:
+        return config.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def check_fits(config: ResourcesConfig) -> None:
+    """Make sure that the cluster, as it is, has room for the workers.
+
+    Raises:
+        UserError: if it has not; says what there is and what is asked for.
+    """
+    there = ray.cluster_resources()
+    asked = {
+        "CPU": config.workers * config.cpus_per_worker,
+        "GPU": config.workers * gpus_per_worker(config),
+    }
+    for name, number in asked.items():
+        if number > there.get(name, 0):
+            raise UserError(
+                f"{config.workers} workers need {number:g} {name}s, the cluster has {there.get(name, 0):g}; "
+                f"lower resources.workers or resources.{name.lower()}s_per_worker"
+            )
+
+
+def user_error(error: BaseException) -> VoxfleetError | None:
+    """The error of ours that Ray wrapped, if there is one: a fresh one, without Ray's traceback in its message."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, VoxfleetError) and not isinstance(current, ray.exceptions.RayError):
+            return current
+        failures = getattr(current, "worker_failures", None) or {}
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__, *failures.values()]
+    return None
+
+
+@contextlib.contextmanager
+def ray_errors() -> Iterator[None]:
+    """Turn an error of ours that comes back wrapped by Ray into itself."""
+    try:
+        yield
+    except Exception as error:
+        ours = user_error(error)
+        if ours is None or ours is error:
+            raise
+        raise ours from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

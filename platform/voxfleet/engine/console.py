@@ -1,0 +1,60 @@
+"""What a job says: one progress line with rate and time left, then a summary line."""
+
+import sys
+import time
+
+_REDRAW_S, _LOG_EVERY_S = 0.2, 30.0
+
+
+def say(line: str) -> None:
+    """One line for the user."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``42 s`` or ``3 min 05 s`` or ``2 h 10 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Progress:
+    """The progress of one stage: redrawn in place on a terminal, elsewhere a line every half minute."""
+
+    def __init__(self, stage: str, total: int, unit: str) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._skipped = self._done = 0
+        self._began = self._shown = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def skip(self, units: int) -> None:
+        """Count ``units`` that an earlier run finished: they are done, but not in this run's time."""
+        self._skipped += units
+        self._done += units
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Count ``units`` that are now finished, and show it where it is time."""
+        self._done += units
+        now = time.monotonic()
+        if now - self._shown < (_REDRAW_S if self._terminal else _LOG_EVERY_S):
+            return
+        self._shown = now
+        rate = self._rate(now)
+        left = duration((self._total - self._done) / rate) if rate else "?"
+        line = f"{self._stage}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {left} left"
+        line += f", {note}" if note else ""
+        sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else line + "\n")
+        sys.stderr.flush()
+
+    def _rate(self, now: float) -> float:
+        return (self._done - self._skipped) / max(now - self._began, 1e-9)
+
+    def finish(self, summary: str) -> None:
+        """Replace the progress line by the summary of the stage."""
+        now = time.monotonic()
+        clear = "\r\x1b[2K" if self._terminal else ""
+        say(f"{clear}{self._stage}: {summary} ({duration(now - self._began)}, {self._rate(now):.3g} {self._unit}/s)")

@@ -1,0 +1,115 @@
+"""The encode job: volume shards to latent shards, in a pool of actors that hold the autoencoder."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from voxfleet import storage
+from voxfleet.config.jobs import EncodeConfig
+from voxfleet.data.shards import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    read_shard,
+    table_bytes,
+    tensor_table,
+    tensors,
+    write_manifest,
+)
+from voxfleet.engine.cluster import check_fits, gpus_per_worker
+from voxfleet.engine.console import Progress
+from voxfleet.engine.job import absolute_paths, is_done, job_session
+from voxfleet.engine.output import LEDGER
+from voxfleet.engine.units import Ledger, Pool, Rows, run_units
+from voxfleet.errors import UserError
+from voxfleet.packages import autoencoder_config, load_autoencoder, read_package_config
+
+
+def run(config: EncodeConfig) -> None:
+    """Make the latent shards."""
+    if is_done("encode", config.output, MANIFEST, config):
+        return
+    volumes = read_manifest(config.data, "volumes")
+    package = read_package_config(config.autoencoder, "autoencoder")
+    shape = _latent_shape(config, volumes, package)
+    there = absolute_paths(config, "output", "data", "autoencoder")
+    with job_session("encode", config.output, config) as tracker:
+        check_fits(config.resources)
+        gpus = gpus_per_worker(config.resources)
+        progress = Progress("encode", sum(shard["rows"] for shard in volumes.shards), "volumes")
+        rows = run_units(
+            {shard["file"]: shard["rows"] for shard in volumes.shards},
+            Encoder,
+            Ledger(storage.join(there.output, LEDGER)),
+            progress,
+            pool=Pool(workers=config.resources.workers, cpus=config.resources.cpus_per_worker, gpus=gpus),
+            arguments=(there, gpus > 0),
+            weight=int,
+        )
+        manifest = _manifest(volumes, shape, package["fingerprint"], [unit[0] for unit in rows.values()])
+        write_manifest(there.output, manifest)
+        tracker.log_metrics([{f"latent_std_{channel}": std for channel, std in enumerate(manifest.std)}])
+        progress.finish(f"latents {shape}, std {', '.join(f'{v:.2f}' for v in manifest.std)}, in {config.output}")
+
+
+def _latent_shape(config: EncodeConfig, volumes: Manifest, package: dict[str, Any]) -> tuple[int, ...]:
+    try:
+        return autoencoder_config(package).latent_shape(volumes.shape)
+    except ValueError as error:
+        raise UserError(f"the volumes in {config.data} do not fit {config.autoencoder}: {error}") from error
+
+
+class Encoder:
+    """An actor that encodes whole shards."""
+
+    def __init__(self, config: EncodeConfig, gpu: bool) -> None:
+        torch.set_num_threads(config.resources.cpus_per_worker)
+        self.config = config
+        self.device = "cuda" if gpu else "cpu"
+        self.autoencoder = load_autoencoder(config.autoencoder, self.device)
+
+    def __call__(self, name: str, _: int) -> Rows:
+        """Encode shard ``name``: one row with its sums over the training split."""
+        table = read_shard(storage.join(self.config.data, name))
+        mu, logvar = self._encode(tensors(table, "volume"))
+        if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
+            raise UserError(f"{self.config.autoencoder} gives latents that are not finite for {name}; train it again")
+        columns = {key: table[key].to_pylist() for key in ("subject_id", "label", "split", "source")}
+        stored = {"mu": mu.astype(self.config.dtype), "logvar": logvar.astype(self.config.dtype)}
+        data = table_bytes(tensor_table(columns, stored))
+        sha256 = storage.write_bytes(storage.join(self.config.output, name), data)
+        train = np.array(columns["split"]) == "train"
+        return [{"file": name, "rows": len(mu), "sha256": sha256, **_sums(mu[train], logvar[train])}]
+
+    def _encode(self, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batches = torch.from_numpy(volumes)[:, None].split(self.config.batch_size)
+        mus, logvars = zip(*(self.autoencoder.encode(batch.to(self.device)) for batch in batches), strict=True)
+        return torch.cat(mus).float().cpu().numpy(), torch.cat(logvars).float().cpu().numpy()
+
+
+def _sums(mu: np.ndarray, logvar: np.ndarray) -> dict[str, Any]:
+    """Per channel: the sum of the draws mu + sigma * eps and of their squares, in expectation over eps."""
+    axes = (0, 2, 3, 4)
+    wide = mu.astype(np.float64)
+    return {
+        "train_numbers": mu.size // mu.shape[1],
+        "sum": wide.sum(axis=axes).tolist(),
+        "square": (wide**2 + np.exp(logvar.astype(np.float64))).sum(axis=axes).tolist(),
+    }
+
+
+def _manifest(volumes: Manifest, shape: tuple[int, ...], autoencoder: str, rows: Rows) -> Manifest:
+    numbers = sum(row["train_numbers"] for row in rows)
+    mean = np.sum([row["sum"] for row in rows], axis=0) / numbers
+    variance = np.sum([row["square"] for row in rows], axis=0) / numbers - mean**2
+    return dataclasses.replace(
+        volumes,
+        kind="latents",
+        shape=shape,
+        mean=mean.tolist(),
+        std=np.sqrt(variance).tolist(),
+        autoencoder=autoencoder,
+        shards=[{key: row[key] for key in ("file", "rows", "sha256")} for row in rows],
+    )

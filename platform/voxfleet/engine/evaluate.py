@@ -1,0 +1,195 @@
+"""The evaluate job: real, reconstructed and synthetic volumes side by side, with sanity figures, on one page."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+
+from voxfleet import storage
+from voxfleet.config.jobs import EvaluateConfig
+from voxfleet.data import nifti
+from voxfleet.data.shards import Manifest, read_manifest
+from voxfleet.engine.cluster import ray_errors
+from voxfleet.engine.console import Progress, say
+from voxfleet.engine.generate import MANIFEST as SYNTHETIC_MANIFEST
+from voxfleet.engine.ingest import read_kept
+from voxfleet.engine.job import absolute_paths, is_done, job_session
+from voxfleet.errors import UserError
+from voxfleet.metrics.cohort import mean_correlation, outside_range, pairwise_difference, tissue_counts
+from voxfleet.metrics.image import psnr, ssim
+from voxfleet.packages import load_autoencoder, read_package_config
+from voxfleet.report.figures import loss_curves, mosaic
+from voxfleet.report.page import Check, Page, Picture
+from voxfleet.tracking.base import Tracker
+
+FIGURES = "figures.json"
+_SHOWN = 6  # volumes of a class in a mosaic
+_SLACK = 0.15
+
+
+def run(config: EvaluateConfig) -> None:
+    """Measure, draw and write the page."""
+    if is_done("evaluate", config.output, FIGURES, config):
+        return
+    there = absolute_paths(config, "output", "volumes", "autoencoder", "synthetic")
+    manifest = read_manifest(there.volumes, "volumes")
+    read_package_config(there.autoencoder, "autoencoder")
+    rows = _synthetic_rows(there.synthetic)
+    histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
+    with job_session("evaluate", config.output, config) as tracker:
+        progress = Progress("evaluate", len(rows), "volumes")
+        real = {name: kept.arrays() for name, kept in read_kept(there.volumes, manifest, ("volume",)).items()}
+        synthetic = _read_synthetic(there.synthetic, rows, manifest)
+        progress.advance(len(rows))
+        test = real["test"]["volume"]
+        with ray_errors():
+            rebuilt, quality = ray.get(_reconstruct.remote(there.autoencoder, ray.put(test)))
+        figures = _figures(real["train"]["volume"], synthetic, quality)
+        checks = _checks(figures, len(rows))
+        sections = _pictures(manifest, real, rebuilt, synthetic, rows)
+        sections["Training"] = [Picture(loss_curves(points, run), f"run {run}") for run, points in histories.items()]
+        page = Page(
+            title="Voxfleet: synthetic brain volumes",
+            lead=f"{len(rows)} synthetic volumes beside {sum(len(split['label']) for split in real.values())} real ones, "
+            f"{manifest.shape} voxels. Columns are subjects; rows are the middle sagittal, coronal and axial slice.",
+            checks=checks,
+            sections=sections,
+            commands=list(config.commands),
+        )
+        _write(config, page, figures, tracker)
+        progress.finish(f"page in {_page_uri(config)}")
+        for check in checks:
+            say(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.value} (wanted: {check.wanted})")
+
+
+def _synthetic_rows(folder: str) -> list[dict[str, Any]]:
+    uri = storage.join(folder, SYNTHETIC_MANIFEST)
+    if not storage.exists(uri):
+        raise UserError(f"{folder} holds no finished synthetic dataset (no {SYNTHETIC_MANIFEST}); run generate first")
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
+
+
+def _read_synthetic(folder: str, rows: list[dict[str, Any]], manifest: Manifest) -> np.ndarray:
+    """All synthetic volumes, (n, D, H, W), read by Ray Data tasks in the order of ``rows``."""
+    items = [{"index": index, "file": row["file"]} for index, row in enumerate(rows)]
+    dataset = ray.data.from_items(items).map(functools.partial(_read_image, folder, manifest.shape))
+    with ray_errors():
+        volumes = {row["index"]: row["volume"] for row in dataset.iter_rows()}
+    return np.stack([volumes[index] for index in range(len(rows))])
+
+
+def _read_image(folder: str, shape: tuple[int, ...], item: dict[str, Any]) -> dict[str, Any]:
+    uri = storage.join(folder, item["file"])
+    volume = nifti.read(uri).get_fdata(dtype=np.float32)
+    if volume.shape != tuple(shape):
+        raise UserError(f"{uri} has shape {volume.shape}, the real volumes {tuple(shape)}; compare sets of one grid")
+    return {"index": item["index"], "volume": volume}
+
+
+@ray.remote
+def _reconstruct(folder: str, volumes: np.ndarray) -> tuple[np.ndarray, dict[str, list[float]]]:
+    """Reconstructions (n, D, H, W) from the posterior's mean, and their PSNR and SSIM."""
+    autoencoder = load_autoencoder(folder)
+    rebuilt: list[np.ndarray] = []
+    quality: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    for volume in torch.from_numpy(volumes.copy())[:, None, None]:
+        out = autoencoder.decode(autoencoder.encode(volume)[0])
+        quality["psnr"].append(psnr(out, volume).item())
+        quality["ssim"].append(ssim(out, volume).item())
+        rebuilt.append(out[0, 0].numpy())
+    return np.stack(rebuilt), quality
+
+
+def _figures(train: np.ndarray, synthetic: np.ndarray, quality: dict[str, list[float]]) -> dict[str, float]:
+    counts = tissue_counts(train), tissue_counts(synthetic)
+    return {
+        "mean_correlation": mean_correlation(train, synthetic),
+        "tissue_outside": outside_range(*counts, slack=_SLACK),
+        "tissue_real_min": int(counts[0].min()),
+        "tissue_real_max": int(counts[0].max()),
+        "tissue_synthetic_min": int(counts[1].min()),
+        "tissue_synthetic_max": int(counts[1].max()),
+        "pairwise_real": pairwise_difference(train),
+        "pairwise_synthetic": pairwise_difference(synthetic),
+        "pairwise_ratio": pairwise_difference(synthetic) / pairwise_difference(train),
+        "psnr": float(np.mean(quality["psnr"])),
+        "psnr_min": float(np.min(quality["psnr"])),
+        "ssim": float(np.mean(quality["ssim"])),
+    }
+
+
+def _checks(figures: dict[str, float], samples: int) -> list[Check]:
+    f = figures
+    return [
+        Check(
+            "correlation of the mean synthetic with the mean real training volume, inside the brain",
+            f"{f['mean_correlation']:.3f}",
+            ">= 0.95",
+            f["mean_correlation"] >= 0.95,
+        ),
+        Check(
+            "synthetic volumes whose count of voxels above .3 is outside the real range +- 15 %",
+            f"{f['tissue_outside']} of {samples} (real {f['tissue_real_min']}-{f['tissue_real_max']}, synthetic "
+            f"{f['tissue_synthetic_min']}-{f['tissue_synthetic_max']})",
+            "0",
+            f["tissue_outside"] == 0,
+        ),
+        Check(
+            "mean absolute pairwise difference, synthetic over real",
+            f"{f['pairwise_ratio']:.2f} ({f['pairwise_synthetic']:.4f} / {f['pairwise_real']:.4f})",
+            ">= 0.5",
+            f["pairwise_ratio"] >= 0.5,
+        ),
+        Check(
+            "PSNR of reconstructed test volumes (whole volume)",
+            f"{f['psnr']:.1f} dB (lowest {f['psnr_min']:.1f}; SSIM {f['ssim']:.3f})",
+            ">= 25 dB",
+            f["psnr"] >= 25,
+        ),
+    ]
+
+
+def _pictures(
+    manifest: Manifest,
+    real: dict[str, dict[str, np.ndarray]],
+    rebuilt: np.ndarray,
+    synthetic: np.ndarray,
+    rows: list[dict[str, Any]],
+) -> dict[str, list[Picture]]:
+    sections: dict[str, list[Picture]] = {"Real": [], "Reconstructed": [], "Synthetic": []}
+    for label, name in enumerate(manifest.classes):
+        train = real["train"]["volume"][real["train"]["label"] == label][:_SHOWN]
+        sections["Real"].append(Picture(mosaic(train, [f"real {name}"] * len(train)), f"{name}: training volumes"))
+        mine = real["test"]["label"] == label
+        pairs = [*zip(real["test"]["volume"][mine], rebuilt[mine], strict=True)][: _SHOWN // 2]
+        both = np.stack([volume for pair in pairs for volume in pair])
+        sections["Reconstructed"].append(
+            Picture(mosaic(both, ["test", "rebuilt"] * len(pairs)), f"{name}: test volumes and their reconstruction")
+        )
+        chosen = [index for index, row in enumerate(rows) if row["class"] == name][:_SHOWN]
+        if chosen:
+            titles = [rows[index]["sample_id"] for index in chosen]
+            sections["Synthetic"].append(Picture(mosaic(synthetic[chosen], titles), f"{name}: synthetic volumes"))
+    return sections
+
+
+def _page_uri(config: EvaluateConfig) -> str:
+    return config.page or storage.join(config.output, "report.html")
+
+
+def _write(config: EvaluateConfig, page: Page, figures: dict[str, float], tracker: Tracker) -> None:
+    """Pictures, page, and last the figures, which mark the folder as complete."""
+    for section, pictures in page.sections.items():
+        for index, picture in enumerate(pictures):
+            name = f"{section.lower()}-{index}.png"
+            storage.write_bytes(storage.join(config.output, name), picture.png)
+    storage.write_bytes(_page_uri(config), page.html().encode())
+    tracker.log_metrics([dict(figures)])
+    if storage.is_local(_page_uri(config)):
+        tracker.log_artifact(_page_uri(config))
+    storage.write_json(storage.join(config.output, FIGURES), figures)

@@ -1,0 +1,133 @@
+"""The prepare job: a cohort of NIfTI images to volume shards, one Ray task a shard."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from voxfleet import storage
+from voxfleet.config.jobs import PrepareConfig
+from voxfleet.data import nifti
+from voxfleet.data.preprocess import PreprocessConfig, Volume, common_affine, limits, preprocess, volume_checks
+from voxfleet.data.shards import (
+    MANIFEST,
+    Manifest,
+    count_rows,
+    shard_name,
+    table_bytes,
+    tensor_table,
+    write_manifest,
+)
+from voxfleet.data.sources import Subject, list_subjects, split_subjects
+from voxfleet.engine.console import Progress, say
+from voxfleet.engine.job import is_done, job_session
+from voxfleet.engine.output import LEDGER
+from voxfleet.engine.units import Ledger, Rows, run_units
+from voxfleet.errors import UserError
+
+
+def run(config: PrepareConfig) -> None:
+    """Make the volume shards."""
+    if is_done("prepare", config.output, MANIFEST, config):
+        return
+    subjects = list_subjects(config.source)
+    splits = split_subjects(subjects, config.split, config.source.classes)
+    output = storage.absolute(config.output)
+    with job_session("prepare", config.output, config) as tracker:
+        progress = Progress("prepare", len(subjects), "subjects")
+        rows = run_units(
+            _shards(subjects, splits, config.subjects_per_shard),
+            functools.partial(_make_shard, config.preprocess, output),
+            Ledger(storage.join(output, LEDGER)),
+            progress,
+            weight=len,
+        )
+        manifest = _manifest(config, [row for unit in rows.values() for row in unit])
+        write_manifest(output, manifest)
+        tracker.log_metrics([{f"{s}_{c}": n for s, counts in manifest.counts.items() for c, n in counts.items()}])
+        counts = "; ".join(
+            f"{split} " + " ".join(f"{name} {n}" for name, n in by_class.items())
+            for split, by_class in manifest.counts.items()
+        )
+        progress.finish(f"volumes {manifest.shape} ({counts}) in {config.output}")
+
+
+def _shards(subjects: list[Subject], splits: dict[str, str], size: int) -> dict[str, list[dict[str, Any]]]:
+    rows = [
+        {
+            "subject_id": subject.subject_id,
+            "label": subject.label,
+            "split": splits[subject.subject_id],
+            "source": subject.path,
+            "path": storage.absolute(subject.path),
+        }
+        for subject in subjects
+    ]
+    return {shard_name(i): rows[start : start + size] for i, start in enumerate(range(0, len(rows), size))}
+
+
+def _make_shard(config: PreprocessConfig, output: str, name: str, subjects: list[dict[str, Any]]) -> Rows:
+    """Preprocess the subjects of one shard and write it; who cannot be used becomes a row with an ``error``."""
+    done: list[tuple[dict[str, Any], Volume]] = []
+    failed: Rows = []
+    for subject in subjects:
+        try:
+            done.append((subject, preprocess(nifti.read(subject["path"]), config)))
+        except UserError as error:
+            failed.append({"subject_id": subject["subject_id"], "error": str(error)})
+    if not done:
+        return failed
+    columns: dict[str, list[Any]] = {
+        key: [subject[key] for subject, _ in done] for key in ("subject_id", "label", "split", "source")
+    }
+    columns["affine"] = [volume.affine.flatten().tolist() for _, volume in done]
+    table = tensor_table(columns, {"volume": np.stack([volume.data for _, volume in done])})
+    sha256 = storage.write_bytes(storage.join(output, name), table_bytes(table))
+    return failed + [_row(subject, volume, config, name, sha256) for subject, volume in done]
+
+
+def _row(subject: dict[str, Any], volume: Volume, config: PreprocessConfig, name: str, sha256: str) -> dict[str, Any]:
+    return {
+        **{key: subject[key] for key in ("subject_id", "label", "split")},
+        "file": name,
+        "sha256": sha256,
+        "affine": volume.affine.flatten().tolist(),
+        "mean": float(volume.data.mean(dtype=np.float64)),
+        "square": float(np.square(volume.data, dtype=np.float64).mean()),
+        "checks": volume_checks(volume.data, config.spacing_mm),
+    }
+
+
+def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
+    failed = [row for row in rows if row.get("error")]
+    good = [row for row in rows if not row.get("error")]
+    if len(failed) > config.max_skipped * len(rows):
+        raise UserError(
+            f"{len(failed)} of {len(rows)} images cannot be used, more than max_skipped ({config.max_skipped:g}): "
+            f"{failed[0]['error']}"
+        )
+    for row in failed:
+        say(f"prepare: skipped {row['subject_id']}: {row['error']}")
+    counts = count_rows(good, config.source.classes, config.output)
+    train = [row for row in good if row["split"] == "train"]
+    mean = float(np.mean([row["mean"] for row in train]))
+    variance = float(np.mean([row["square"] for row in train])) - mean**2
+    affine = common_affine(config.preprocess, [np.reshape(row["affine"], (4, 4)) for row in train])
+    files = {row["file"]: row["sha256"] for row in good}
+    sizes = [row["file"] for row in good]
+    return Manifest(
+        kind="volumes",
+        shape=config.preprocess.shape,
+        classes=config.source.classes,
+        counts=counts,
+        mean=[mean],
+        std=[variance**0.5],
+        geometry={
+            "affine": affine.tolist(),
+            "spacing_mm": list(config.preprocess.spacing_mm),
+            "orientation": "RAS",
+        },
+        limits=limits([row["checks"] for row in train]),
+        shards=[{"file": name, "rows": sizes.count(name), "sha256": files[name]} for name in sorted(files)],
+        skipped=[{"subject_id": row["subject_id"], "reason": row["error"]} for row in failed],
+    )

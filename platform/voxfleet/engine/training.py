@@ -1,0 +1,326 @@
+"""Data-parallel training on Ray Train: any recipe, on data that is read once and kept.
+
+The order of the data and every random number are functions of (seed, epoch, draw), so a run that is killed and started
+again ends with the weights of an undisturbed one (same number of workers, CPU).
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from voxfleet import storage
+from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.plan import epoch_order, steps_per_epoch, worker_slice
+from voxfleet.diffusion.noise import Draws
+from voxfleet.engine.cluster import check_fits, gpus_per_worker, ray_errors
+from voxfleet.engine.console import Progress
+from voxfleet.engine.ingest import Kept
+from voxfleet.errors import UserError
+from voxfleet.tracking.base import Tracker
+from voxfleet.train.optim import OptimConfig
+from voxfleet.train.state import TrainState, read_state
+from voxfleet.train.step import Batch, Recipe, TrainerConfig, autocast, train_step
+
+STATE_FILE = "state.pt"
+_MAX_FAILURES = 3
+_POLL_S = 0.5
+_VALIDATION_EPOCH = 2**31  # an epoch number of its own: validation draws are the same at every validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the workers are given."""
+
+    recipe: Recipe
+    train: Kept
+    val: Kept
+    trainer: TrainerConfig
+    optim: OptimConfig
+    threads: int
+    mailbox: Any
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return steps_per_epoch(self.train.rows, self.trainer.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.trainer.epochs * self.steps_per_epoch
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Carries logged points from the first worker to the driver, which shows and records them."""
+
+    def __init__(self) -> None:
+        self._points: list[dict[str, float]] = []
+
+    def put(self, point: dict[str, float]) -> None:
+        """Leave a point."""
+        self._points.append(point)
+
+    def drain(self) -> list[dict[str, float]]:
+        """Take all points."""
+        points, self._points = self._points, []
+        return points
+
+
+def fit(
+    recipe: Recipe,
+    data: dict[str, Kept],
+    *,
+    folder: str,
+    name: str,
+    trainer: TrainerConfig,
+    optim: OptimConfig,
+    resources: ResourcesConfig,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Train ``recipe`` to the end, from the newest checkpoint in ``folder``/``name`` if there is one.
+
+    Returns the final state: ``model``, ``ema``, ``history`` ... (see ``TrainState``).
+
+    Raises:
+        UserError: if the cluster has no room, or the loss is not finite.
+    """
+    check_fits(resources)
+    gpus = gpus_per_worker(resources)
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    job = Fit(
+        recipe=recipe,
+        train=data["train"],
+        val=data["val"],
+        trainer=trainer,
+        optim=optim,
+        threads=resources.cpus_per_worker,
+        mailbox=mailbox,
+    )
+    system, path = storage.filesystem(folder)
+    runner = TorchTrainer(
+        _work,
+        train_loop_config={"fit": job},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            logging_config=LoggingConfig("CRITICAL"),
+        ),
+    )
+    with ray_errors(), _reading(mailbox, Progress(name, job.total_steps, "steps"), tracker):
+        result = runner.fit()
+    saved = _read_checkpoint(result.checkpoint)
+    if saved["step"] < job.total_steps:
+        raise UserError(
+            f"{name}: the loss is not finite after step {saved['step']} (last checkpoint); lower optim.lr, or check "
+            "the data, and remove the run's folder to begin again"
+        )
+    return dict(saved)
+
+
+@contextlib.contextmanager
+def _reading(mailbox: Any, progress: Progress, tracker: Tracker) -> Iterator[None]:
+    """Show and record the points of the workers while they run, and all that are left at the end."""
+    stop = threading.Event()
+    last: dict[str, float] = {}
+
+    def read() -> None:
+        points = ray.get(mailbox.drain.remote())
+        if points:
+            tracker.log_metrics(points)
+            before = int(last.get("step", points[0]["step"]))  # a resumed run counts its own steps
+            for point in points:
+                last.update(point)
+            progress.advance(int(last["step"]) - before, _note(last))
+
+    def loop() -> None:
+        while not stop.wait(_POLL_S):
+            read()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    read()
+    progress.finish(_note(last) or "already trained")
+
+
+def _note(point: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in point.items() if key not in ("step", "epoch"))
+
+
+def _read_checkpoint(checkpoint: Checkpoint) -> Any:
+    with checkpoint.as_directory() as folder:
+        return read_state(storage.read_bytes(os.path.join(folder, STATE_FILE)))
+
+
+# --- in the workers -------------------------------------------------------------------------------------------------
+
+
+def _work(config: dict[str, Any]) -> None:
+    job: Fit = config["fit"]
+    torch.set_num_threads(job.threads)
+    worker = _Worker(job)
+    worker.restore()
+    worker.run()
+
+
+class _Worker:
+    """One rank of a fit."""
+
+    def __init__(self, job: Fit) -> None:
+        self.job = job
+        context = ray.train.get_context()
+        self.world, self.rank = context.get_world_size(), context.get_world_rank()
+        self.device = ray.train.torch.get_device()
+        self.train, self.val = job.train.arrays(), job.val.arrays()
+        torch.manual_seed(job.trainer.seed)
+        self.state = TrainState.create(job.recipe.build().to(self.device), job.optim)
+        self.averaged = job.recipe.build().to(self.device).eval().requires_grad_(False)
+        self.network: nn.Module = self.state.model
+        if self.world > 1:
+            self.network = DistributedDataParallel(self.state.model)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, samples since the last log
+        self.clock = time.monotonic()
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint:
+            with checkpoint.as_directory() as folder:
+                self.state.load_bytes(storage.read_bytes(os.path.join(folder, STATE_FILE)))
+        if self.world > 1:
+            self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """DDP orders its gradient buckets anew in the second pass: do both before the first real step.
+
+        Otherwise, with three workers or more, a resumed run sums its first gradient in another order.
+        """
+        batch, draws = self._batch(self.train, np.zeros(1, dtype=np.int64), 0, 0)
+        for _ in range(2):
+            (self.job.recipe.loss(self.network, batch, draws).sum() * 0.0).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def run(self) -> None:
+        """All steps that are left."""
+        per_epoch = self.job.steps_per_epoch
+        while self.state.step < self.job.total_steps:
+            epoch, step = divmod(self.state.step, per_epoch)
+            order = epoch_order(self.job.train.rows, self.job.trainer.seed, epoch)
+            for position in range(step, per_epoch):
+                self._step(order, epoch, position)
+                if not self._log():
+                    return
+            self._end_of_epoch(epoch + 1)
+
+    def _step(self, order: np.ndarray, epoch: int, position: int) -> None:
+        size = self.job.trainer.batch_size
+        part = worker_slice(len(order), size, position, self.world, self.rank)
+        samples = part.stop - part.start
+        rows = order[part] if samples else order[:1]
+        batch, draws = self._batch(self.train, rows, epoch, part.start)
+        whole = min(size, len(order) - position * size)
+        loss = train_step(
+            self.state,
+            self.network,
+            self.job.recipe,
+            batch,
+            draws,
+            scale=self.world / whole if samples else 0.0,
+            total_steps=self.job.total_steps,
+            optim=self.job.optim,
+            precision=self.job.trainer.precision,
+        )
+        if samples:
+            self.sums += torch.stack([loss.double(), torch.tensor(samples, dtype=torch.float64, device=self.device)])
+
+    def _batch(self, data: dict[str, np.ndarray], rows: np.ndarray, epoch: int, start: int) -> tuple[Batch, Draws]:
+        batch = {name: torch.from_numpy(values[rows]).to(self.device) for name, values in data.items()}
+        index = torch.arange(start, start + len(rows), device=self.device)
+        return batch, Draws(self.job.trainer.seed, epoch, index)
+
+    def _log(self) -> bool:
+        """Log the mean loss where it is time; False if it is not finite."""
+        if self.state.step % self.job.trainer.log_every and self.state.step != self.job.total_steps:
+            return True
+        loss, samples = self._reduced(self.sums).tolist()
+        now = time.monotonic()
+        point = {"step": self.state.step, "loss": loss / samples}
+        self.sums.zero_()
+        if not np.isfinite(loss):
+            return False
+        self.state.history.append(point)
+        self._post({**point, "samples_per_s": samples / (now - self.clock)})
+        self.clock = now
+        return True
+
+    def _end_of_epoch(self, epoch: int) -> None:
+        trainer, last = self.job.trainer, epoch == self.job.trainer.epochs
+        if last or epoch % trainer.validate_every == 0:
+            self._validate()
+        if last or epoch % trainer.checkpoint_every == 0:
+            self._checkpoint(epoch)
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Measures over the validation split with the averaged weights, on draws that never change."""
+        self.averaged.load_state_dict(self.state.ema)
+        part = worker_slice(self.job.val.rows, self.job.val.rows, 0, self.world, self.rank)
+        measures: dict[str, Tensor] = {}
+        for row in range(part.start, max(part.stop, part.start + 1)):  # a rank without rows still names the measures
+            batch, draws = self._batch(self.val, np.array([row % self.job.val.rows]), _VALIDATION_EPOCH, row)
+            with autocast(self.device, self.job.trainer.precision):
+                values = self.job.recipe.validate(self.averaged, batch, draws)
+            for name, value in values.items():
+                counted = value.double().sum() * float(row < part.stop)
+                measures[name] = measures.get(name, torch.zeros_like(counted)) + counted
+        sums = self._reduced(torch.stack(list(measures.values()))) / self.job.val.rows
+        point = {"step": self.state.step, **{f"val_{n}": v for n, v in zip(measures, sums.tolist(), strict=True)}}
+        self.state.history.append(point)
+        self._post(point)
+
+    def _checkpoint(self, epoch: int) -> None:
+        metrics = {"step": self.state.step, "epoch": epoch}
+        if self.rank:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, STATE_FILE).write_bytes(self.state.to_bytes())
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    def _reduced(self, sums: Tensor) -> Tensor:
+        sums = sums.clone()
+        if self.world > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
+
+    def _post(self, point: dict[str, float]) -> None:
+        if self.rank == 0:
+            self.job.mailbox.put.remote(point)

@@ -1,0 +1,109 @@
+"""Units of work with a ledger: each unit is done once, however often the job is killed and started again.
+
+A unit's worker writes its data first and then its fragment, an immutable Parquet file of rows in the ledger folder.
+What has a fragment is done.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from voxfleet import storage
+from voxfleet.data.shards import read_shard, table_bytes
+from voxfleet.engine.cluster import ray_errors
+from voxfleet.engine.console import Progress
+
+Rows = list[dict[str, Any]]
+_SUFFIX = ".parquet"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The fragments in one folder."""
+
+    folder: str
+
+    def done(self) -> set[str]:
+        """Names of the units that are committed."""
+        return {name.removesuffix(_SUFFIX) for name in storage.names(self.folder) if name.endswith(_SUFFIX)}
+
+    def commit(self, unit: str, rows: Rows) -> None:
+        """Commit a unit whose data is written."""
+        storage.write_bytes(storage.join(self.folder, unit + _SUFFIX), table_bytes(pa.Table.from_pylist(rows)))
+
+    def rows(self, unit: str) -> Rows:
+        """The rows of a committed unit."""
+        return read_shard(storage.join(self.folder, unit + _SUFFIX)).to_pylist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A full pool of actors, each of which loads its model once."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def run_units(
+    units: dict[str, Any],
+    work: Callable[[str, Any], Rows] | type,
+    ledger: Ledger,
+    progress: Progress,
+    *,
+    pool: Pool | None = None,
+    arguments: tuple[Any, ...] = (),
+    weight: Callable[[Any], int] = lambda unit: 1,
+) -> dict[str, Rows]:
+    """Do the ``units`` (name to content) that the ledger lacks, on Ray Data; returns the rows of all units by name.
+
+    ``work`` is a function ``work(name, content) -> rows``, run as tasks, or a class whose instances are such functions,
+    made from ``arguments`` in a ``pool`` of actors. A row with an ``error`` is returned but its unit is not committed:
+    it is tried again by the next run. ``weight`` is what a unit counts for in the progress.
+    """
+    done = ledger.done()
+    rows = {name: ledger.rows(name) for name in units if name in done}
+    missing = [{"unit": name, "content": content} for name, content in units.items() if name not in done]
+    progress.skip(sum(weight(units[name]) for name in rows))
+    if not missing:
+        return rows
+    dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
+    if pool is None:
+        results = dataset.map(_Task(work, ledger), num_cpus=1)
+    else:
+        results = dataset.map(
+            _Actor,
+            fn_constructor_args=(work, arguments, ledger),
+            compute=ray.data.ActorPoolStrategy(size=min(pool.workers, len(missing))),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
+    with ray_errors():
+        for result in results.iter_rows():
+            rows[result["unit"]] = list(result["rows"])
+            progress.advance(weight(units[result["unit"]]))
+    return {name: rows[name] for name in units}
+
+
+class _Task:
+    """Does one unit and commits it."""
+
+    def __init__(self, work: Callable[[str, Any], Rows], ledger: Ledger) -> None:
+        self._work, self._ledger = work, ledger
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        rows = self._work(item["unit"], item["content"])
+        if not any(row.get("error") for row in rows):
+            self._ledger.commit(item["unit"], rows)
+        return {"unit": item["unit"], "rows": rows}
+
+
+class _Actor(_Task):
+    """A task whose work is an object that is made once."""
+
+    def __init__(self, work: type, arguments: tuple[Any, ...], ledger: Ledger) -> None:
+        super().__init__(work(*arguments), ledger)

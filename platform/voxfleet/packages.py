@@ -1,0 +1,185 @@
+"""Packages: folders of ``model.safetensors`` and ``config.json`` that hold a trained model and all that its use needs.
+
+The fingerprint of a package is the sha256 over its safetensors bytes and the canonical JSON of its architecture.
+Letters: B batch, C channels, D/H/W voxels.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from voxfleet import storage
+from voxfleet.diffusion.guidance import guided
+from voxfleet.diffusion.noise import sampling_noise
+from voxfleet.diffusion.process import DiffusionConfig, Process
+from voxfleet.diffusion.samplers import SamplerConfig, sample, sampler_table
+from voxfleet.errors import UserError
+from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.models.vae import AutoencoderConfig, build_autoencoder, decode, encode
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def fingerprint(weights: bytes, architecture: Mapping[str, Any]) -> str:
+    """sha256 over the safetensors bytes and the canonical JSON of the architecture, in hex."""
+    canonical = json.dumps(architecture, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(weights + canonical.encode()).hexdigest()
+
+
+def write_package(folder: str, kind: str, weights: dict[str, Tensor], document: dict[str, Any]) -> str:
+    """Write a package of ``kind`` ("model" or "autoencoder") and return its fingerprint.
+
+    ``document`` holds the architecture under "architecture", and whatever else use of the model needs. The
+    configuration is written last: a folder without it is unfinished.
+    """
+    data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+    mark = fingerprint(data, document["architecture"])
+    storage.write_bytes(storage.join(folder, WEIGHTS), data)
+    header = {"format_version": FORMAT_VERSION, "kind": kind, "fingerprint": mark}
+    storage.write_json(storage.join(folder, CONFIG), {**header, **document})
+    return mark
+
+
+def is_complete(folder: str) -> bool:
+    """Whether a finished package stands in ``folder``."""
+    return storage.exists(storage.join(folder, CONFIG))
+
+
+def read_package_config(folder: str, kind: str) -> dict[str, Any]:
+    """The configuration of a package.
+
+    Raises:
+        UserError: if there is no package, or one of another kind or version.
+    """
+    if not is_complete(folder):
+        raise UserError(f"{folder} holds no {kind} package (no {CONFIG}); check the path or run the training job")
+    document = storage.read_json(storage.join(folder, CONFIG))
+    if not isinstance(document, dict) or document.get("kind") != kind:
+        raise UserError(f"{folder} is not a package of kind {kind}; give the folder of a {kind} package")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{folder} has another format version than {FORMAT_VERSION}; train again, or use its release")
+    return document
+
+
+def _read_weights(folder: str, document: dict[str, Any], model: nn.Module) -> None:
+    data = storage.read_bytes(storage.join(folder, WEIGHTS))
+    if fingerprint(data, document["architecture"]) != document["fingerprint"]:
+        raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG} (fingerprint); copy or make the package again")
+    model.load_state_dict(safetensors.torch.load(data))
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A loaded autoencoder: images to latents and back."""
+
+    model: nn.Module
+    config: AutoencoderConfig
+    fingerprint: str
+
+    @torch.inference_mode()
+    def encode(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """(mu, logvar) of volumes (B, 1, D, H, W) in [0, 1], each (B, C, d, h, w)."""
+        return encode(self.model, volumes)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Volumes (B, 1, D, H, W) in [0, 1] of latents (B, C, d, h, w)."""
+        return decode(self.model, latents).clamp(0, 1)
+
+
+def autoencoder_config(document: dict[str, Any]) -> AutoencoderConfig:
+    """The architecture in an autoencoder package's configuration."""
+    return AutoencoderConfig(**_tuples(document["architecture"]))
+
+
+def load_autoencoder(folder: str, device: str | torch.device = "cpu") -> Autoencoder:
+    """Load an autoencoder package.
+
+    Raises:
+        UserError: if the package is missing or damaged.
+    """
+    document = read_package_config(folder, "autoencoder")
+    config = autoencoder_config(document)
+    model = build_autoencoder(config)
+    _read_weights(folder, document, model)
+    return Autoencoder(model.eval().to(device), config, document["fingerprint"])
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A loaded model package: the network, its process, and what its samples mean."""
+
+    model: DiT3D
+    process: Process
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    geometry: dict[str, Any]
+    classes: tuple[str, ...]
+    limits: dict[str, list[float]]
+    autoencoder_fingerprint: str | None
+    fingerprint: str
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel to RAS mm of the training volumes, (4, 4)."""
+        return np.array(self.geometry["affine"])
+
+    @torch.inference_mode()
+    def sample(self, labels: list[int], seeds: list[int], sampler: SamplerConfig) -> Tensor:
+        """Latents (B, C, d, h, w) in the autoencoder's space, one for each label and seed.
+
+        Sample i depends on labels[i], seeds[i] and the sampler alone; bit for bit where the batch has the same shape.
+        """
+        device = next(self.model.parameters()).device
+        shape = (self.model.config.in_channels, *self.model.config.input_size)
+        keys = torch.tensor(seeds, dtype=torch.int64, device=device)
+        y = torch.tensor(labels, dtype=torch.int64, device=device)
+        denoiser = guided(self.model, y, sampler.guidance_scale, self.model.config.num_classes)
+        x = sample(
+            denoiser,
+            sampler_table(sampler, self.process),
+            sampling_noise(keys, 0, shape),
+            lambda step: sampling_noise(keys, step, shape),
+        )
+        mean, std = (torch.tensor(v, device=device).reshape(1, -1, 1, 1, 1) for v in (self.mean, self.std))
+        return x * std + mean
+
+
+def load_model(folder: str, device: str | torch.device = "cpu") -> ModelBundle:
+    """Load a model package.
+
+    Raises:
+        UserError: if the package is missing or damaged.
+    """
+    document = read_package_config(folder, "model")
+    model = DiT3D(DiT3DConfig(**_tuples(document["architecture"])))
+    _read_weights(folder, document, model)
+    return ModelBundle(
+        model=model.eval().to(device),
+        process=Process(DiffusionConfig(**document["diffusion"])),
+        mean=tuple(document["mean"]),
+        std=tuple(document["std"]),
+        geometry=document["geometry"],
+        classes=tuple(document["classes"]),
+        limits=document["limits"],
+        autoencoder_fingerprint=document["autoencoder"],
+        fingerprint=document["fingerprint"],
+    )
+
+
+def architecture(config: DiT3DConfig | AutoencoderConfig) -> dict[str, Any]:
+    """A model's configuration as JSON holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _tuples(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}

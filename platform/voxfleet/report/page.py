@@ -1,0 +1,83 @@
+"""A self-contained HTML page: no script, no network, pictures inside."""
+
+import base64
+from dataclasses import dataclass, field
+
+from jinja2 import Environment
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #d7dde5; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.pass { color: #17713a; font-weight: 600; } .fail { color: #b3261e; font-weight: 600; }
+img { max-width: 100%; display: block; } figure { margin: 0 0 1.2rem; } figcaption { color: #566173; }
+pre { background: #f3f5f8; padding: .8rem; overflow-x: auto; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>{{ lead }}</p>
+<h2>Sanity figures</h2>
+<table>
+<thead><tr><th>measure</th><th>value</th><th>wanted</th><th></th></tr></thead>
+<tbody>
+{% for check in checks %}<tr><td>{{ check.name }}</td><td class="number">{{ check.value }}</td>
+<td>{{ check.wanted }}</td><td class="{{ 'pass' if check.passed else 'fail' }}">
+{{- 'pass' if check.passed else 'fail' }}</td></tr>
+{% endfor %}</tbody>
+</table>
+{% for section, pictures in sections.items() %}<h2>{{ section }}</h2>
+{% for picture in pictures %}<figure><img alt="{{ picture.caption }}" src="data:image/png;base64,{{ picture.base64 }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}{% endfor %}{% if commands %}<h2>How it was made</h2>
+<pre>{{ commands | join('\n') }}</pre>
+{% endif %}</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure with what is wanted of it."""
+
+    name: str
+    value: str
+    wanted: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG and what it shows."""
+
+    png: bytes
+    caption: str
+
+    @property
+    def base64(self) -> str:
+        """The PNG for a data URI."""
+        return base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page holds."""
+
+    title: str
+    lead: str
+    checks: list[Check]
+    sections: dict[str, list[Picture]]
+    commands: list[str] = field(default_factory=list)
+
+    def html(self) -> str:
+        """The page; everything that is put in is escaped."""
+        template = Environment(autoescape=True).from_string(_TEMPLATE)
+        return template.render(**vars(self))

@@ -1,0 +1,389 @@
+"""From a scan to a training volume: where things are, how bright they are, what is refused."""
+
+import dataclasses
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from voxfleet.data import nifti
+from voxfleet.data.preprocess import (
+    PreprocessConfig,
+    common_affine,
+    grid_affine,
+    head_center,
+    limits,
+    preprocess,
+    volume_checks,
+)
+from voxfleet.errors import UserError
+
+CONFIG = PreprocessConfig(spacing_mm=(4.0, 4.0, 4.0), shape=(40, 48, 40))
+RADII = np.array([60.0, 75.0, 65.0])  # of the phantom's head, mm
+SPOT = np.array([25.0, -30.0, 12.0])  # mm from the centre of the head: to the right, behind, above
+SPOT_SIGMA = 9.0
+
+
+def head(points: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Intensity at world points (..., 3): an ellipsoid with a soft edge and one bright spot."""
+    offset = points - center
+    # distance to the surface in mm, nearly: the edge falls from 100 to 0 over 8 mm
+    inside = (1 - np.linalg.norm(offset / RADII, axis=-1)) * RADII.min()
+    spot = np.exp(-((offset - SPOT) ** 2).sum(-1) / (2 * SPOT_SIGMA**2))
+    return np.clip(inside / 8, 0, 1) * (100 + 60 * spot)
+
+
+def world(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """(D, H, W, 3) world points of the voxels of a grid."""
+    return nib.affines.apply_affine(affine, np.stack(np.indices(shape), axis=-1))
+
+
+def scan_affine(
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    *,
+    axes: str = "RAS",
+    tilt: float = 0.0,
+    center: tuple[float, ...] = (0, 0, 0),
+) -> np.ndarray:
+    """Affine of a scan whose middle voxel stands at ``center``: axis codes, then ``tilt`` radians about two axes."""
+    flip = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(axes)), shape)[:3, :3]
+    turn = nib.eulerangles.euler2mat(x=tilt, z=tilt / 2)
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ flip @ np.diag(spacing)
+    affine[:3, 3] = np.asarray(center) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+SCANS = {
+    "plain": ((50, 60, 50), scan_affine((50, 60, 50), (3, 3, 3))),
+    "flipped": ((50, 60, 50), scan_affine((50, 60, 50), (3, 3, 3), axes="LPS", center=(5, 4, -6))),
+    "permuted": ((60, 50, 50), scan_affine((60, 50, 50), (3, 3, 3), axes="PIR", center=(-9, 0, 3))),
+    "oblique": ((60, 66, 60), scan_affine((60, 66, 60), (3, 3, 3), axes="LAS", tilt=0.35, center=(7, -8, 9))),
+    "fine": ((90, 66, 90), scan_affine((90, 66, 90), (1.8, 2.8, 2.0), axes="LAI", tilt=-0.2, center=(2, 3, 4))),
+    "coarse": ((30, 40, 35), scan_affine((30, 40, 35), (6, 5, 5), tilt=0.1)),
+}
+HEAD_AT = np.array([6.0, -5.0, 8.0])
+
+
+def scan(name: str = "plain") -> nib.Nifti1Image:
+    shape, affine = SCANS[name]
+    return nib.Nifti1Image(head(world(shape, affine), HEAD_AT).astype(np.float32), affine)
+
+
+def changed(change) -> nib.Nifti1Image:
+    """The plain scan with its voxels changed in place."""
+    image = scan()
+    data = image.get_fdata(dtype=np.float32)
+    change(data)
+    return nib.Nifti1Image(data, image.affine)
+
+
+def spot_in_world(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """World position of the bright spot, weighted over the brightest voxels."""
+    weight = np.clip(data - 0.8 * data.max(), 0, None)
+    return nib.affines.apply_affine(affine, ndimage.center_of_mass(weight))
+
+
+# --- Where things are
+
+
+@pytest.mark.parametrize("center", ["head", "world"])
+@pytest.mark.parametrize("name", SCANS)
+def test_a_point_of_the_head_keeps_its_world_position(name, center):
+    config = dataclasses.replace(CONFIG, center=center, world_center_mm=(2.0, -3.0, 1.0), percentiles=(0, 100))
+    volume = preprocess(scan(name), config)
+    assert volume.data.shape == config.shape
+    assert volume.data.dtype == np.float32
+    assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(nib.affines.voxel_sizes(volume.affine), config.spacing_mm)
+    tolerance = 1.0 if name == "coarse" else 0.5
+    np.testing.assert_allclose(spot_in_world(volume.data, volume.affine), HEAD_AT + SPOT, atol=tolerance)
+    # and everywhere: what the phantom is at the world points of the grid, but for blur
+    truth = head(world(config.shape, volume.affine), HEAD_AT)
+    inner = ndimage.binary_erosion(truth > 99, iterations=2)
+    fit = np.polynomial.Polynomial.fit(truth[inner], volume.data[inner], 1)
+    assert np.corrcoef(truth.ravel(), volume.data.ravel())[0, 1] > 0.99
+    assert np.abs(fit(truth[inner]) - volume.data[inner]).max() < 0.1
+
+
+def test_a_scan_that_is_on_the_grid_is_not_interpolated():
+    config = PreprocessConfig(spacing_mm=(4, 4, 4), shape=(40, 48, 40), center="world", percentiles=(0, 100))
+    affine = grid_affine(config, config.world_center_mm)
+    data = head(world(config.shape, affine), np.array(config.world_center_mm)).astype(np.float32)
+    volume = preprocess(nib.Nifti1Image(data, affine), config)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-5)  # the file holds float32
+    inside = data[data > 0.1 * np.percentile(data[data > 0], 98)]
+    expected = np.clip((data - inside.min()) / (data.max() - inside.min()), 0, 1)
+    np.testing.assert_allclose(volume.data, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_the_head_is_centred_however_it_was_scanned(name):
+    image = scan(name)
+    found = head_center(image.get_fdata(), image.affine, threshold=15.0)
+    np.testing.assert_allclose(found, HEAD_AT, atol=2.0)
+
+
+def test_neck_and_specks_do_not_move_the_centre():
+    shape, affine = (60, 70, 110), scan_affine((60, 70, 110), (3, 3, 3), center=(0, 0, -75))
+    points = world(shape, affine)
+    data = head(points, np.zeros(3))
+    alone = head_center(data, affine, threshold=15.0)
+    neck = (np.linalg.norm(points[..., :2] - [0, -20], axis=-1) < 50) & (points[..., 2] < -20)
+    with_neck = np.where(neck, 80, data)
+    with_neck[2, 2, -2:] = with_neck[-3, 60, 5] = 90
+    found = head_center(with_neck, affine, threshold=15.0)
+    np.testing.assert_allclose(found[:2], alone[:2], atol=3.0)
+    crown = RADII[2]
+    assert found[2] == pytest.approx(crown - 170 / 2, abs=4.0)
+
+
+def test_the_grid_is_a_pure_function_of_the_configuration():
+    affine = grid_affine(CONFIG, (1.0, 2.0, 3.0))
+    assert affine.dtype == np.float64
+    np.testing.assert_allclose(nib.affines.apply_affine(affine, (np.array(CONFIG.shape) - 1) / 2), (1, 2, 3))
+    np.testing.assert_allclose(affine[:3, :3], np.diag([4, 4, 4]))
+    in_world = dataclasses.replace(CONFIG, center="world")
+    for name in ("plain", "oblique"):
+        expected = grid_affine(in_world, in_world.world_center_mm)
+        np.testing.assert_array_equal(preprocess(scan(name), in_world).affine, expected)
+
+
+def test_the_affine_of_a_cohort_is_the_mean_of_its_heads_or_the_world_grid():
+    affines = [grid_affine(CONFIG, center) for center in ((0, 0, 0), (2, -4, 6))]
+    np.testing.assert_allclose(common_affine(CONFIG, affines), grid_affine(CONFIG, (1, -2, 3)))
+    in_world = dataclasses.replace(CONFIG, center="world")
+    np.testing.assert_array_equal(common_affine(in_world, affines[:1]), grid_affine(in_world, in_world.world_center_mm))
+    with pytest.raises(ValueError, match="affines is empty"):
+        common_affine(CONFIG, [])
+
+
+# --- How bright they are
+
+
+def test_the_head_fills_0_to_1_and_the_background_is_0():
+    volume = preprocess(scan(), CONFIG)
+    points = world(CONFIG.shape, volume.affine)
+    truth = head(points, HEAD_AT)
+    assert volume.data.min() == 0
+    assert volume.data.max() == 1
+    far = ndimage.distance_transform_edt(truth == 0) > 2
+    assert far.any()
+    assert not volume.data[far].any()  # no ringing
+    assert volume.data[truth > 99].min() > 0.4
+
+
+def test_noise_in_the_air_and_a_few_hot_voxels_do_not_set_the_scale():
+    clean = preprocess(scan(), CONFIG)
+    rng = np.random.default_rng(0)
+
+    def disturb(data):
+        data[:] = np.hypot(data + rng.normal(0, 3, data.shape), rng.normal(0, 3, data.shape))
+        data[rng.random(data.shape) < 1e-4] = 5000
+
+    noisy = preprocess(changed(disturb), CONFIG)
+    assert np.abs(noisy.affine - clean.affine).max() <= 4.0  # a voxel
+    truth = head(world(CONFIG.shape, noisy.affine), HEAD_AT)
+    quiet = ndimage.distance_transform_edt(truth == 0) > 3
+    assert np.mean(noisy.data[quiet] > 0) < 0.02
+    assert np.median(noisy.data[truth > 99]) == pytest.approx(np.median(clean.data[clean.data > 0.4]), abs=0.1)
+
+
+def test_scale_and_offset_of_the_stored_values_do_not_matter():
+    expected = preprocess(scan(), CONFIG)
+    image = scan()
+    other = nib.Nifti1Image(image.get_fdata() * 37 + 500, image.affine)
+    np.testing.assert_allclose(preprocess(other, CONFIG).data, expected.data, atol=1e-4)
+
+
+def test_the_slope_of_the_file_is_applied(tmp_path):
+    image = scan()
+    stored = (200 - np.rint(image.get_fdata())).astype(np.int16)  # dark in the file, bright by slope -1, intercept 200
+    inverted = nib.Nifti1Image(stored, image.affine)
+    inverted.header.set_slope_inter(-1, 200)
+    (tmp_path / "x.nii").write_bytes(inverted.to_bytes())
+    image = nifti.read(str(tmp_path / "x.nii"))
+    assert image.dataobj.slope == -1
+    np.testing.assert_allclose(preprocess(image, CONFIG).data, preprocess(scan(), CONFIG).data, atol=0.02)
+
+
+def test_fine_texture_is_averaged_not_aliased():
+    shape, affine = (80, 90, 80), scan_affine((80, 90, 80), (1.8, 1.8, 1.8))
+    data = head(world(shape, affine), np.zeros(3))
+    texture = 1 + 0.4 * np.random.default_rng(0).choice([-1, 1], shape)
+    config = dataclasses.replace(CONFIG, center="world", world_center_mm=(0.9, 0.9, 0.9))
+    plain = preprocess(nib.Nifti1Image(data, affine), config).data
+    textured = preprocess(nib.Nifti1Image(data * texture, affine), config).data
+    inner = ndimage.binary_erosion(plain > 0.4, iterations=3)
+    assert np.std(textured[inner] / plain[inner]) < 0.12  # 0.4 in the scan
+
+
+def test_percentiles_clip_the_tails():
+    wide = preprocess(scan(), dataclasses.replace(CONFIG, percentiles=(0, 100)))
+    narrow = preprocess(scan(), dataclasses.replace(CONFIG, percentiles=(20, 90)))
+    foreground = wide.data > 0
+    assert np.mean(narrow.data[foreground] == 1) == pytest.approx(0.10, abs=0.02)
+    assert np.mean(narrow.data[foreground] == 0) == pytest.approx(0.20, abs=0.02)
+
+
+def test_a_small_stripped_brain_in_a_large_field_of_view_is_found():
+    shape, affine = (50, 50, 50), scan_affine((50, 50, 50), (10, 10, 10))
+    data = head(world(shape, affine), np.array([90.0, 120, -60]))
+    assert np.mean(data > 0) < 0.02
+    volume = preprocess(nib.Nifti1Image(data, affine), CONFIG)
+    found = nib.affines.apply_affine(volume.affine, (np.array(CONFIG.shape) - 1) / 2)
+    np.testing.assert_allclose(found, (90, 120, -60), atol=5)  # half a voxel of the scan
+    assert volume.data.max() == 1
+
+
+def test_nan_around_the_head_is_background():
+    def nan_outside(data):
+        data[data < 20] = np.nan
+
+    volume = preprocess(changed(nan_outside), CONFIG)
+    assert np.isfinite(volume.data).all()
+    assert volume.data[0].max() == 0
+    assert np.corrcoef(volume.data.ravel(), preprocess(scan(), CONFIG).data.ravel())[0, 1] > 0.95
+
+
+def test_trailing_axes_of_one_are_dropped():
+    image = scan("oblique")
+    padded = nib.Nifti1Image(image.get_fdata()[..., None, None], image.affine)
+    np.testing.assert_allclose(preprocess(padded, CONFIG).data, preprocess(image, CONFIG).data, atol=1e-5)
+
+
+def test_nothing_of_the_header_is_carried_over():
+    image = scan()
+    image.header["descrip"] = b"JOHN DOE 1970"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"JOHN DOE"))
+    volume = preprocess(image, CONFIG)
+    assert {field.name for field in dataclasses.fields(volume)} == {"data", "affine"}
+    assert type(volume.data) is type(volume.affine) is np.ndarray
+    assert volume.affine.dtype == np.float64
+
+
+# --- What is refused
+
+
+def with_affine(affine: np.ndarray) -> nib.Nifti1Image:
+    data = bytearray(nib.Nifti1Image(np.ones((9, 9, 9), dtype=np.float32), np.eye(4)).to_bytes())
+    data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, y, z: nibabel's setters refuse some of these
+    return nib.Nifti1Image.from_bytes(bytes(data))
+
+
+def without_codes() -> nib.Nifti1Image:
+    return nib.Nifti1Image(scan().get_fdata(), None)
+
+
+def rgb() -> nib.Nifti1Image:
+    return nib.Nifti1Image(np.zeros((9, 9, 9), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4))
+
+
+def set_to(value, where=...):
+    def change(data):
+        data[where] = value
+
+    return lambda: changed(change)
+
+
+def z_scored(data):
+    inside = data > 20
+    data[inside] = (data[inside] - data[inside].mean()) / data[inside].std()
+    data[~inside] = 0
+
+
+INFINITE = np.eye(4)
+INFINITE[0, 3] = np.inf
+PLANE = np.eye(4)
+PLANE[:3, 2] = PLANE[:3, 1]
+REFUSED = {
+    "4-D": (lambda: nib.Nifti1Image(np.ones((9, 9, 9, 2)), np.eye(4)), "its shape is (9, 9, 9, 2)"),
+    "one slice": (lambda: nib.Nifti1Image(np.ones((9, 9, 1)), np.eye(4)), "its shape is (9, 9, 1)"),
+    "colour": (rgb, "not real numbers"),
+    "complex": (lambda: nib.Nifti1Image(np.ones((9, 9, 9), dtype=np.complex64), np.eye(4)), "complex64"),
+    "zero affine": (lambda: with_affine(np.diag([0.0, 0, 0, 1])), "voxels of 0 x 0 x 0 mm"),
+    "affine in metres": (lambda: with_affine(np.diag([0.001, 0.001, 0.001, 1])), "0.001 mm"),
+    "affine of NaN": (lambda: with_affine(np.full((4, 4), np.nan)), "nan"),
+    "infinite origin": (lambda: with_affine(INFINITE), "degenerate"),
+    "flat axes": (lambda: with_affine(PLANE), "degenerate"),
+    "no orientation": (without_codes, "neither sform nor qform"),
+    "all NaN": (set_to(np.nan), "all voxels are NaN"),
+    "NaN inside": (set_to(np.nan, (25, 30, 25)), "NaN voxels inside the head"),
+    "infinite voxel": (set_to(-np.inf, (25, 30, 25)), "infinite voxels"),
+    "constant": (set_to(7), "constant (7 everywhere)"),
+    "z-scored": (lambda: changed(z_scored), "z-scored or inverted"),
+    "a mask": (lambda: changed(lambda data: np.copyto(data, data > 50)), "not a mask"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_unusable_image_is_one_line(name):
+    make, part = REFUSED[name]
+    # the grid of the plain scan: nothing is blurred, so that a mask stays one
+    config = dataclasses.replace(CONFIG, spacing_mm=(3, 3, 3), center="world", world_center_mm=(0, 0, 0))
+    with pytest.raises(UserError, match=re.escape(part)) as error:
+        preprocess(make(), config)
+    assert "\n" not in str(error.value)
+    assert ";" in str(error.value)  # what to do
+
+
+def test_a_grid_beside_the_head_is_one_line():
+    config = dataclasses.replace(CONFIG, center="world", world_center_mm=(0, 0, 900))
+    with pytest.raises(UserError, match="no head lies in the grid; use center=head"):
+        preprocess(scan(), config)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"spacing_mm": (2, 2, 0)},
+        {"spacing_mm": (2, 2)},
+        {"spacing_mm": (2, 2, float("nan"))},
+        {"shape": (80, 96, 1)},
+        {"percentiles": (99, 1)},
+        {"percentiles": (0, 101)},
+        {"center": "brain"},
+        {"world_center_mm": (0, float("inf"), 0)},
+    ],
+)
+def test_config_names_key_and_value(values):
+    [(key, value)] = values.items()
+    with pytest.raises(ValueError, match=re.escape(f"{key}={value!r} must be")):
+        PreprocessConfig(**values)
+
+
+# --- Measures
+
+
+def test_checks_measure_what_they_say():
+    data = np.zeros((10, 10, 10), dtype=np.float32)
+    data[2:4] = 0.5  # 200 voxels on one side
+    data[5, 0] = 0.25  # 10 more, that are not bright
+    checks = volume_checks(data, (2.0, 2.0, 3.0))
+    assert checks["brain_mean"] == pytest.approx((200 * 0.5 + 10 * 0.25) / 210)
+    assert checks["brain_ml"] == pytest.approx(210 * 12 / 1000)
+    assert checks["bright_voxels"] == 200
+    assert checks["p99"] == 0.5
+    assert checks["finite"] == 1
+    expected = np.corrcoef(data.ravel(), data[::-1].ravel())[0, 1]
+    assert checks["symmetry"] == pytest.approx(expected)
+    assert expected < 0
+    assert volume_checks(data + data[::-1], (2.0, 2.0, 3.0))["symmetry"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, np.nan, np.inf])
+def test_checks_are_numbers_whatever_was_generated(value):
+    checks = volume_checks(np.full((4, 4, 4), value, dtype=np.float32), (2, 2, 2))
+    assert all(isinstance(measure, float) and np.isfinite(measure) for measure in checks.values())
+    assert checks["finite"] == np.isfinite(value)
+    assert checks["symmetry"] == 0
+
+
+def test_limits_are_the_range_of_each_measure():
+    rows = [{"a": 3.0, "b": -1.0}, {"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 0.0}]
+    assert limits(rows) == {"a": [1.0, 3.0], "b": [-1.0, 5.0]}
+    with pytest.raises(ValueError, match="rows is empty"):
+        limits([])

@@ -1,0 +1,117 @@
+"""Files are whole or absent, and paths stay what they are."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from voxfleet import storage
+from voxfleet.errors import UserError
+
+
+def one_line(call, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_write_makes_the_folder_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    uri = str(tmp_path / "a" / "b" / "file.bin")
+    for data in (b"first, and longer", b"second"):
+        assert storage.write_bytes(uri, data) == hashlib.sha256(data).hexdigest()
+        assert storage.read_bytes(uri) == data
+    assert os.listdir(tmp_path / "a" / "b") == ["file.bin"]
+
+
+def test_a_reader_keeps_the_old_file_whole_while_it_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    storage.write_bytes(str(path), b"old")
+    with path.open("rb") as reader:
+        storage.write_bytes(str(path), b"new")
+        assert reader.read() == b"old"  # a new file took the name: the bytes under the reader were not touched
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+    with pytest.raises(TypeError):
+        storage.write_bytes(uri, "not bytes")  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == ["file"]
+    assert storage.read_bytes(uri) == b"old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        storage.write_bytes(str(tmp_path / "folder"), b"data")  # the rename fails
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_names_are_sorted_and_hide_what_a_killed_writer_left(tmp_path):
+    for name in ("b", "a", f".c.123{storage.TEMPORARY_SUFFIX}"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "deeper").touch()
+    assert storage.names(str(tmp_path)) == ["a", "b", "folder"]
+    assert storage.names(str(tmp_path / "nowhere")) == []
+
+
+def test_names_hide_the_temporary_of_a_write_in_progress(tmp_path, monkeypatch):
+    seen = []
+    replace = Path.replace
+
+    def look_then_replace(self, target):
+        seen.append((os.listdir(tmp_path), storage.names(str(tmp_path))))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", look_then_replace)
+    storage.write_bytes(str(tmp_path / "file"), b"data")
+    [(on_disk, listed)] = seen
+    assert len(on_disk) == 1
+    assert listed == []
+
+
+def test_join_uses_single_slashes():
+    assert storage.join("a/", "/b/", "c") == "a/b/c"
+    assert storage.join("s3://bucket/", "x", "y.json") == "s3://bucket/x/y.json"
+    assert storage.join("/", "a") == "/a"
+
+
+def test_absolute_leaves_uris_and_completes_local_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.absolute("a/../b") == f"{tmp_path}/b"
+    assert storage.absolute("~/data") == "/home/someone/data"
+    assert storage.absolute("/data/") == "/data"
+    assert storage.absolute("s3://bucket/folder/") == "s3://bucket/folder"
+    assert storage.is_local("C/data")
+    assert not storage.is_local("gs://bucket")
+
+
+def test_exists_for_files_and_folders(tmp_path):
+    storage.write_bytes(str(tmp_path / "file"), b"")
+    assert storage.exists(str(tmp_path))
+    assert storage.exists(str(tmp_path / "file"))
+    assert not storage.exists(str(tmp_path / "other"))
+
+
+def test_a_missing_file_and_an_unknown_scheme_are_one_line(tmp_path):
+    missing = str(tmp_path / "missing")
+    assert f"{missing} does not exist" in one_line(storage.read_bytes, missing)
+    assert "cannot open nonsense://bucket" in one_line(storage.read_bytes, "nonsense://bucket/file")
+
+
+def test_compressed_files_are_read_as_they_are(tmp_path):
+    # pyarrow decompresses by file name when it is let
+    storage.write_bytes(str(tmp_path / "x.gz"), b"\x1f\x8bnot really")
+    assert storage.read_bytes(str(tmp_path / "x.gz")) == b"\x1f\x8bnot really"
+
+
+def test_json_round_trip_and_one_line_for_what_is_not_json(tmp_path):
+    uri = str(tmp_path / "d.json")
+    document = {"a": [1, 2.5, None], "b": {"c": "text"}}
+    assert storage.write_json(uri, document) == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    assert storage.read_json(uri) == document
+    for data in (b'{"a": 1', b"\xff\xfe"):
+        storage.write_bytes(uri, data)
+        assert re.search(r"d\.json is not valid JSON", one_line(storage.read_json, uri))
