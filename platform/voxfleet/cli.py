@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from voxfleet import __version__
 from voxfleet.errors import VoxfleetError
 
 INTERRUPTED = 130
-ISSUES = "https://github.com/voxfleet/voxfleet/issues"
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,20 @@ def main(arguments: list[str]) -> int:
     job, rest = arguments[0], arguments[1:]
     if job not in JOBS:
         return _fail(f"unknown job {job!r}; the jobs are {', '.join(JOBS)}", 2)
+    return guarded(lambda: run_job(job, parse(job, rest)))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Do ``work`` and return the exit code; what goes wrong becomes one line."""
     try:
-        run_job(job, parse(job, rest))
+        work()
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except VoxfleetError as error:
         return _fail(str(error), error.exit_code)
     except Exception:
         traceback.print_exc()
-        return _fail(f"this is a bug of voxfleet {__version__}: please report the lines above at {ISSUES}", 1)
+        return _fail(f"this is a bug of voxfleet {__version__}: please report it with the lines above", 1)
     return 0
 
 

@@ -40,6 +40,9 @@ def world(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     return nib.affines.apply_affine(affine, np.stack(np.indices(shape), axis=-1))
 
 
+DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+
+
 def scan_affine(
     shape: tuple[int, ...],
     spacing: tuple[float, ...],
@@ -49,7 +52,7 @@ def scan_affine(
     center: tuple[float, ...] = (0, 0, 0),
 ) -> np.ndarray:
     """Affine of a scan whose middle voxel stands at ``center``: axis codes, then ``tilt`` radians about two axes."""
-    flip = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(axes)), shape)[:3, :3]
+    flip = np.array([DIRECTIONS[code] for code in axes]).T
     turn = nib.eulerangles.euler2mat(x=tilt, z=tilt / 2)
     affine = np.eye(4)
     affine[:3, :3] = turn @ flip @ np.diag(spacing)
@@ -59,8 +62,8 @@ def scan_affine(
 
 SCANS = {
     "plain": ((50, 60, 50), scan_affine((50, 60, 50), (3, 3, 3))),
-    "flipped": ((50, 60, 50), scan_affine((50, 60, 50), (3, 3, 3), axes="LPS", center=(5, 4, -6))),
-    "permuted": ((60, 50, 50), scan_affine((60, 50, 50), (3, 3, 3), axes="PIR", center=(-9, 0, 3))),
+    "flipped": ((50, 60, 50), scan_affine((50, 60, 50), (3, 3, 3), axes="LPS", center=(5, 4, 6))),
+    "permuted": ((60, 50, 50), scan_affine((60, 50, 50), (3, 3, 3), axes="PIR", center=(3, 0, 4))),
     "oblique": ((60, 66, 60), scan_affine((60, 66, 60), (3, 3, 3), axes="LAS", tilt=0.35, center=(7, -8, 9))),
     "fine": ((90, 66, 90), scan_affine((90, 66, 90), (1.8, 2.8, 2.0), axes="LAI", tilt=-0.2, center=(2, 3, 4))),
     "coarse": ((30, 40, 35), scan_affine((30, 40, 35), (6, 5, 5), tilt=0.1)),
@@ -124,7 +127,7 @@ def test_a_scan_that_is_on_the_grid_is_not_interpolated():
 def test_the_head_is_centred_however_it_was_scanned(name):
     image = scan(name)
     found = head_center(image.get_fdata(), image.affine, threshold=15.0)
-    np.testing.assert_allclose(found, HEAD_AT, atol=2.0)
+    np.testing.assert_allclose(found, HEAD_AT, atol=1.0)
 
 
 def test_neck_and_specks_do_not_move_the_centre():
@@ -230,12 +233,12 @@ def test_percentiles_clip_the_tails():
 
 
 def test_a_small_stripped_brain_in_a_large_field_of_view_is_found():
-    shape, affine = (50, 50, 50), scan_affine((50, 50, 50), (10, 10, 10))
+    shape, affine = (50, 50, 50), scan_affine((50, 50, 50), (8, 8, 8))
     data = head(world(shape, affine), np.array([90.0, 120, -60]))
     assert np.mean(data > 0) < 0.02
     volume = preprocess(nib.Nifti1Image(data, affine), CONFIG)
     found = nib.affines.apply_affine(volume.affine, (np.array(CONFIG.shape) - 1) / 2)
-    np.testing.assert_allclose(found, (90, 120, -60), atol=5)  # half a voxel of the scan
+    np.testing.assert_allclose(found, (90, 120, -60), atol=4)  # half a voxel of the scan
     assert volume.data.max() == 1
 
 

@@ -21,7 +21,8 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
     parser = _parser(cls, job)
     try:
         namespace = parser.parse_args(arguments)
-        return parser.instantiate(namespace)
+        values = parser.instantiate(namespace)
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
     except argparse.ArgumentError as error:
         raise UserError(_explain(parser, job, str(error.message))) from error
     except ValueError as error:

@@ -30,19 +30,20 @@ LABELS = {"left": 1, "right": 2}  # values of the ground truth
 # The imaged box in mm: the template's brain and a margin for larger heads. Symmetric in x: fields are mirrored.
 _LOWER, _UPPER = np.array([-87.0, -122.0, -87.0]), np.array([87.0, 88.0, 97.0])
 _CENTRE = np.array([0.0, -17.0, 5.0])  # of the brain: heads turn and grow about it
-_FIELD_SPACING = 3.0  # mm; the grid of the deformation, whatever the images' spacing
+_FIELD_SPACING = 4.0  # mm; the grid of the deformation, whatever the images' spacing
 _SCALES = ((28.0, 2.8), (12.0, 1.5), (6.0, 0.6))  # mm: smoothness and standard deviation of the velocity
-_SYMMETRIC, _ANTISYMMETRIC = 1.25, 0.35  # without this weighting healthy heads are absurdly lopsided
+_SYMMETRIC, _ANTISYMMETRIC = 1.25, 0.3  # without this weighting healthy heads are absurdly lopsided
 _SQUARINGS = 5
 _MIN_JACOBIAN = 0.3
 _CAP = 20.0  # mm; signed distances are cut here
 
 _ELLIPSOID = {"centre": (27.0, -20.0, -15.0), "radii": (9.5, 18.0, 8.0), "tilt_deg": 20.0}
 _HIPPOCAMPUS_REACH, _VENTRICLE_REACH = 5.0, 8.0  # mm; how far from the surface tissue is dragged along
-_CHANGE = {"ipsi": (-0.275, 0.07), "contra": (-0.04, 0.03), "healthy": (0.0, 0.03)}  # mean, sd of relative volume
+_CHANGE = {"ipsi": (-0.275, 0.07), "contra": (-0.04, 0.02), "healthy": (0.0, 0.02)}  # mean, sd of relative volume
 _T1_LOSS = 0.10  # in the shrunken hippocampus
 _BIAS = (45.0, 0.09)  # mm, relative
 
+_TRUTH = "derivatives/simulation"
 _NOTICE = "SIMULATED: deformed from the ICBM152 2009a template; no person was scanned."
 _CREDIT = (
     "Made from the ICBM152 2009a nonlinear template (Fonov et al. 2009, 2011; McConnell Brain Imaging Centre, "
@@ -75,19 +76,12 @@ class SimulationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A simulated scanner.
+    """A simulated scanner."""
 
-    Attributes:
-        gains: contrast of CSF, grey and white matter, relative to the template.
-        noise: standard deviation of the Rician noise, relative to white matter.
-        blur_mm: standard deviation of the point spread, in mm, beside that of the voxel.
-        scale: image value of white matter.
-    """
-
-    gains: tuple[float, float, float]
-    noise: float
-    blur_mm: float
-    scale: float
+    gains: tuple[float, float, float]  # contrast of CSF, grey and white matter, relative to the template
+    noise: float  # standard deviation of the Rician noise, relative to white matter
+    blur_mm: float  # standard deviation of the point spread beside the voxel's own
+    scale: float  # image value of white matter
 
 
 SITES = {
@@ -105,6 +99,7 @@ class SimulatedSubject:
         image: (D, H, W) float32, T1-weighted, 0 outside the brain.
         labels: (D, H, W) uint8, the true hippocampi (1 left, 2 right).
         affine: (4, 4), voxel indices to mm.
+        volumes_mm3: true volume of the left and the right hippocampus, with the parts of voxels at the surface.
         min_jacobian: smallest Jacobian determinant of the deformation; positive: it does not fold.
     """
 
@@ -112,12 +107,8 @@ class SimulatedSubject:
     image: np.ndarray
     labels: np.ndarray
     affine: np.ndarray
+    volumes_mm3: dict[str, float]
     min_jacobian: float
-
-    def volumes_mm3(self) -> dict[str, float]:
-        """The true volume of each hippocampus."""
-        voxel = abs(float(np.linalg.det(self.affine[:3, :3])))
-        return {side: float((self.labels == value).sum()) * voxel for side, value in LABELS.items()}
 
 
 @dataclass(frozen=True)
@@ -221,14 +212,14 @@ def _ventricles(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return deep & (maps[0] > 0) & (maps[1] + maps[2] < 0.5)
 
 
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance to the surface of ``mask`` (1 mm voxels) in mm, negative inside, cut at +-20 and slightly smoothed."""
+def _signed_distance(mask: np.ndarray, smoothness: float) -> np.ndarray:
+    """Smoothed distance to the surface of ``mask`` (1 mm voxels) in mm, negative inside, cut at +-20."""
     margin = int(_CAP)
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
     box = tuple(slice(max(0, axis.start - margin), axis.stop + margin) for axis in box)
     inside, distance = mask[box], np.full(mask.shape, _CAP, dtype=np.float32)
     exact = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    distance[box] = ndimage.gaussian_filter(np.clip(exact, -_CAP, _CAP), 1.0)
+    distance[box] = ndimage.gaussian_filter(np.clip(exact, -_CAP, _CAP), smoothness)
     return distance
 
 
@@ -252,8 +243,8 @@ def _volume_table(grid: _Grid, distance: np.ndarray, field: _Grid, basis: np.nda
 def _load_atlas(spacing: float, field: _Grid) -> _Atlas:
     grid, maps = _load_template()
     points = grid.points()
-    hippocampus = _signed_distance(_hippocampi(points, maps[1]))
-    ventricles = _signed_distance(_ventricles(points, maps))
+    hippocampus = _signed_distance(_hippocampi(points, maps[1]), 1.0)
+    ventricles = _signed_distance(_ventricles(points, maps), 4.0)  # the walls between them must not fold
     at = field.points()
     basis = _outward(grid, hippocampus, _HIPPOCAMPUS_REACH, at)
     changes, amplitudes = _volume_table(grid, hippocampus, field, basis)
@@ -330,7 +321,7 @@ class _Traits:
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return np.clip(rng.standard_normal(shape), -2.5, 2.5)  # no monsters
+    return np.clip(rng.standard_normal(shape), -2, 2)  # no monsters
 
 
 def _group(config: SimulationConfig, index: int) -> tuple[str, str]:
@@ -411,30 +402,37 @@ class Simulator:
         at = points + fields_there[..., :3]
         tissue = self._atlas.grid.sample(self._atlas.volume, at)
         image = self._acquire(traits, tissue, at[..., 0] < 0, fields_there[..., 3], rng)
-        side = np.where(at[..., 0] < 0, LABELS["left"], LABELS["right"])
-        labels = np.where(tissue[..., 4] < 0, side, 0).astype(np.uint8)
-        return SimulatedSubject(traits.participant, image, labels, self._image_grid.affine(), min_jacobian)
+        labels, volumes = self._truth(tissue[..., 4], at[..., 0] < 0)
+        affine = self._image_grid.affine()
+        return SimulatedSubject(traits.participant, image, labels, affine, volumes, min_jacobian)
+
+    def _truth(self, distance: np.ndarray, is_left: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """The labels and volumes of the hippocampi from their signed ``distance`` (D, H, W) in mm."""
+        spacing = self.config.spacing_mm
+        labels = np.where(distance < 0, np.where(is_left, LABELS["left"], LABELS["right"]), 0).astype(np.uint8)
+        filled = np.clip(0.5 - distance / spacing, 0, 1) * spacing**3  # counting voxels is 10 % off at 6 mm
+        volumes = {"left": filled[is_left].sum(), "right": filled[~is_left].sum()}
+        return labels, {side: round(float(volume), 1) for side, volume in volumes.items()}
 
     def _deform(self, traits: _Traits, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """Where each point of the field grid lies in the template (D, H, W, 3), and the smallest Jacobian."""
         parts = [sd * noise.draw(rng, 3) for noise, (_, sd) in zip(self._velocity_noise, _SCALES, strict=True)]
         velocity = _mostly_symmetric(np.sum(parts, axis=0))
-        local = _channels_first(self._local_displacement(traits))
         start = (self._field_points @ traits.affine[:, :3].T + traits.affine[:, 3]).astype(np.float32)
-        while True:
-            flow = _exponentiate(self._field_grid, self._field_points, velocity)
+        for strength in 0.85 ** np.arange(40):  # rarely a second round; the disease is never weakened
+            flow = _exponentiate(self._field_grid, self._field_points, np.float32(strength) * velocity)
             mapped = start + self._field_grid.sample(_channels_first(flow), start)
-            mapped += self._field_grid.sample(local, mapped)
+            mapped += self._field_grid.sample(_channels_first(self._local(traits, strength)), mapped)
             smallest = float(_jacobian(self._field_grid, mapped).min())
             if smallest > _MIN_JACOBIAN:
                 return mapped, smallest
-            velocity *= 0.85  # rare; ends, since the local displacements alone never fold
+        raise AssertionError(f"hippocampal changes {traits.changes} fold by themselves")
 
-    def _local_displacement(self, traits: _Traits) -> np.ndarray:
-        """(D, H, W, 3) in mm: to look further out is to see a structure smaller."""
+    def _local(self, traits: _Traits, strength: float) -> np.ndarray:
+        """(D, H, W, 3) in mm about hippocampi and ventricles: to look further out is to see a structure smaller."""
         left, right = (np.interp(traits.changes[side], self._atlas.changes, self._atlas.amplitudes) for side in LABELS)
         amplitude = np.where(self._field_points[..., :1] < 0, left, right)
-        return amplitude * self._atlas.hippocampus - traits.ventricles_mm * self._atlas.ventricles
+        return amplitude * self._atlas.hippocampus - strength * traits.ventricles_mm * self._atlas.ventricles
 
     def _acquire(
         self, traits: _Traits, tissue: np.ndarray, is_left: np.ndarray, bias: np.ndarray, rng: np.random.Generator
@@ -463,7 +461,7 @@ def subject_files(subject: SimulatedSubject) -> dict[str, bytes]:
     """The files of one person: BIDS path -> bytes."""
     name, site = subject.participant["participant_id"], subject.participant["site"]
     scan = f"{name}/anat/{name}_T1w"
-    truth = f"derivatives/simulation/{name}/anat/{name}_space-orig_desc-hippocampus_dseg"
+    truth = f"{_TRUTH}/{name}/anat/{name}_space-orig_desc-hippocampus_dseg"
     sidecar = {
         "Modality": "MR",
         "InstitutionName": f"Simulated site {site}",
@@ -475,7 +473,7 @@ def subject_files(subject: SimulatedSubject) -> dict[str, bytes]:
         "Description": f"True hippocampi, 1 left, 2 right. {_NOTICE}",
         "Manual": False,
         "SpatialReference": f"bids:raw:{scan}.nii.gz",
-        "VolumesInCubicMillimeters": subject.volumes_mm3(),
+        "VolumesInCubicMillimeters": subject.volumes_mm3,
         "MinimumJacobian": round(subject.min_jacobian, 4),
     }
     return {
@@ -489,53 +487,16 @@ def subject_files(subject: SimulatedSubject) -> dict[str, bytes]:
 _COLUMNS = {
     "group": {
         "Description": "Simulated diagnosis",
-        "Levels": {"HC": "healthy control", "TLE": "temporal lobe epilepsy with hippocampal sclerosis"},
+        "Levels": {"HC": "healthy control", "TLE": "temporal lobe epilepsy"},
     },
     "side": {
-        "Description": "Side of the shrunken hippocampus; n/a for healthy controls",
-        "Levels": {"left": "left hippocampus", "right": "right hippocampus"},
+        "Description": "The diseased hippocampus",
+        "Levels": {"left": "left hemisphere", "right": "right hemisphere"},
     },
     "sex": {"Description": "Simulated sex", "Levels": {"F": "female", "M": "male"}},
     "age": {"Description": "Simulated age", "Units": "year"},
-    "site": {
-        "Description": "Simulated scanner",
-        "Levels": {"A": "less noise", "B": "more noise, stronger contrast, other intensity scale"},
-    },
+    "site": {"Description": "Simulated scanner", "Levels": {"A": "less noise", "B": "more noise and contrast"}},
 }
-
-
-def dataset_files(config: SimulationConfig, participants: list[dict[str, Any]]) -> dict[str, bytes]:
-    """The files beside the people's own: BIDS path -> bytes.
-
-    Args:
-        config: what the people were drawn from.
-        participants: the ``participant`` of each subject, in any order.
-    """
-    settings = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items())
-    made = f"Simulated cohort ({settings})"
-    common = {"License": "n/a", "HowToAcknowledge": _CREDIT}
-    labels = [{"index": value, "name": f"{side.capitalize()} hippocampus"} for side, value in LABELS.items()]
-    readme = _README.format(count=len(participants), settings=settings, credit=_CREDIT)
-    truth = "derivatives/simulation"
-    return {
-        "dataset_description.json": bids.dataset_description(
-            "Simulated cohort of temporal lobe epilepsy", "raw", description=made, **common
-        ),
-        "README.md": readme.encode(),
-        "participants.tsv": bids.participants_tsv(participants),
-        "participants.json": bids.json_bytes(_COLUMNS),
-        f"{truth}/dataset_description.json": bids.dataset_description(
-            "Ground truth of the simulated cohort",
-            "derivative",
-            description=made,
-            source_datasets=[{"URL": "../.."}],
-            DatasetLinks={"raw": "../.."},
-            **common,
-        ),
-        f"{truth}/README.md": _TRUTH_README.encode(),
-        f"{truth}/desc-hippocampus_dseg.tsv": bids.tsv_bytes(labels),
-    }
-
 
 _README = """# Simulated cohort of temporal lobe epilepsy
 
@@ -549,10 +510,31 @@ Settings: {settings}. Person i depends on the seed and i alone.
 Each image is the template after a random affine and diffeomorphic deformation, with the head's size, ventricles, tissue
 contrast, bias field, site, blur and Rician noise varied; it is skull-stripped, and exactly 0 outside the brain.
 People of group TLE have lost about 27 % of the volume and 10 % of the T1 signal of one hippocampus (column `side`), and
-about 4 % of the volume of the other. The true hippocampi are in `derivatives/simulation`.
+about 4 % of the volume of the other. The true hippocampi are in `derivatives/simulation`: 1 left, 2 right, deformed as
+the image was, in its own space.
 """
 
-_TRUTH_README = """# Ground truth of the simulated cohort
 
-The hippocampi (1 left, 2 right) of each SIMULATED person, deformed as the image was, in the image's own space.
-"""
+def dataset_files(config: SimulationConfig, participants: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The files beside the people's own: BIDS path -> bytes.
+
+    Args:
+        config: what the people were drawn from.
+        participants: the ``participant`` of each subject, in any order.
+    """
+    settings = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items())
+    about: dict[str, Any] = {"description": f"Simulated cohort ({settings})", "HowToAcknowledge": _CREDIT}
+    links: dict[str, Any] = {"source_datasets": [{"URL": "../.."}], "DatasetLinks": {"raw": "../.."}}
+    raw = bids.dataset_description("Simulated cohort of temporal lobe epilepsy", "raw", **about)
+    truth = bids.dataset_description("Ground truth of the simulated cohort", "derivative", **about, **links)
+    readme = _README.format(count=len(participants), settings=settings, credit=_CREDIT).encode()
+    labels = [{"index": value, "name": f"{side.capitalize()} hippocampus"} for side, value in LABELS.items()]
+    return {
+        "dataset_description.json": raw,
+        "README.md": readme,
+        "participants.tsv": bids.participants_tsv(participants),
+        "participants.json": bids.json_bytes(_COLUMNS),
+        f"{_TRUTH}/dataset_description.json": truth,
+        f"{_TRUTH}/README.md": readme,
+        f"{_TRUTH}/desc-hippocampus_dseg.tsv": bids.tsv_bytes(labels),
+    }

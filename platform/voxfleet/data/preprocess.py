@@ -25,7 +25,7 @@ _SLICE_FRACTION = 0.02
 # From the crown to below the cerebellum; what is further down is neck, of which scans show more or less (FSL's
 # robustfov takes 170 mm as well).
 _HEAD_HEIGHT_MM = 170.0
-_BOX_MM = 2.0  # how finely that is measured
+_BOX_MM = 3.0  # how finely that is measured: its centre is good to a millimetre
 _VOXEL_MM = (0.05, 20.0)
 # How far from flat (0) or orthogonal (1) the axes must be
 _MIN_AXES_VOLUME = 0.1
@@ -138,7 +138,7 @@ def head_center(data: np.ndarray, affine: np.ndarray, threshold: float) -> np.nd
     foreground = _resample(data, affine, aligned, shape) > threshold
     bottom, top = _extent(foreground, 2)
     bottom = max(bottom, top - _HEAD_HEIGHT_MM / _BOX_MM)
-    head = foreground[:, :, math.ceil(bottom) : int(top) + 1]
+    head = foreground[:, :, math.ceil(bottom) : math.ceil(top) + 1]
     box = np.array([_extent(head, 0), _extent(head, 1), (bottom, top)])
     return apply_affine(aligned, box.mean(axis=1))
 
@@ -263,10 +263,16 @@ def _background_threshold(data: np.ndarray) -> float:
 
 
 def _extent(foreground: np.ndarray, axis: int) -> tuple[float, float]:
-    """First and last slice along ``axis`` that belong to the head."""
+    """Where the head begins and ends along ``axis``, in fractions of a slice: a scan's noise moves them little."""
     counts = foreground.sum(axis=tuple({0, 1, 2} - {axis}))
-    slices = np.flatnonzero(counts >= max(_SLICE_FRACTION * counts.max(), 1))
-    return float(slices[0]), float(slices[-1])
+    limit = max(_SLICE_FRACTION * counts.max(), 1)
+    return _crossing(counts, limit), len(counts) - 1 - _crossing(counts[::-1], limit)
+
+
+def _crossing(counts: np.ndarray, limit: float) -> float:
+    """Where ``counts``, linear between its points, first reaches ``limit``."""
+    first = int(np.argmax(counts >= limit))
+    return first - float((counts[first] - limit) / (counts[first] - counts[first - 1])) if first else 0.0
 
 
 def _resample(data: np.ndarray, source: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Joining a Ray cluster, or starting a private one, without its noise."""
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,38 +42,40 @@ def session(config: ResourcesConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    with _private_token(address == "local"):
-        try:
-            ray.init(
-                address=address,
-                num_cpus=(os.cpu_count() or 1) + 1 if address == "local" else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=False if address == "local" else None,
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"no Ray cluster at {address} ({_first_line(error)}); check resources.address") from error
-        try:
-            quiet_data()
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def _private_token(needed: bool) -> Iterator[None]:
-    """A token of this session alone, in a file that only this user reads."""
-    if not needed or "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+    private = address == "local"
+    if private:
+        _private_token()
+    try:
+        ray.init(
+            address=address,
+            num_cpus=(os.cpu_count() or 1) + 1 if private else None,
+            include_dashboard=False if private else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot connect to Ray at {address} ({reason}); check resources.address") from error
+    try:
+        quiet_data()
         yield
+    finally:
+        ray.shutdown()
+
+
+@functools.cache
+def _private_token() -> None:
+    """Give the clusters that this process starts a token in a file that only this user reads.
+
+    Ray's own choice would be a file in the home folder that everyone may read. It caches a process's first token.
+    """
+    if "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
         return
-    with tempfile.TemporaryDirectory(prefix="voxfleet-") as folder:  # made with mode 0700
-        token = Path(folder) / "token"
-        token.write_text(os.urandom(32).hex())
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        try:
-            yield
-        finally:
-            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
+    folder = tempfile.mkdtemp(prefix="voxfleet-")  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = Path(folder) / "token"
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
 def quiet_data() -> None:
@@ -134,7 +140,3 @@ def ray_errors() -> Iterator[None]:
         if ours is None or ours is error:
             raise
         raise ours from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

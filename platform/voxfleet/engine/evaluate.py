@@ -53,9 +53,10 @@ def run(config: EvaluateConfig) -> None:
         checks = _checks(figures, len(rows))
         sections = _pictures(manifest, real, rebuilt, synthetic, rows)
         sections["Training"] = [Picture(loss_curves(points, run), f"run {run}") for run, points in histories.items()]
+        subjects = sum(len(split["label"]) for split in real.values())
         page = Page(
             title="Voxfleet: synthetic brain volumes",
-            lead=f"{len(rows)} synthetic volumes beside {sum(len(split['label']) for split in real.values())} real ones, "
+            lead=f"{len(rows)} synthetic volumes beside {subjects} real ones, "
             f"{manifest.shape} voxels. Columns are subjects; rows are the middle sagittal, coronal and axial slice.",
             checks=checks,
             sections=sections,

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxfleet.models.initial import xavier
+
 Shape3 = tuple[int, int, int]
 
 
@@ -74,10 +76,3 @@ class Attention(nn.Module):
         q, k, v = qkv.reshape(B * count, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B*count, N, size, E/N)
         out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).reshape(B, T, width)
-
-
-def xavier(layer: nn.Linear) -> nn.Linear:
-    """``layer`` with Xavier-uniform weights and a bias of zero, as DiT begins."""
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from voxfleet.models.attention import Attention, Shape3, plan_windows, xavier
+from voxfleet.models.attention import Attention, Shape3, plan_windows
 from voxfleet.models.embeddings import TimestepEmbedding, sincos_position
+from voxfleet.models.initial import xavier, zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +156,3 @@ class DiT3D(nn.Module):
         (i, j, k), (d, h, w), (D, H, W) = self.config.grid, self.config.patch_size, self.config.input_size
         x = rearrange(patches, "b (i j k) (c d h w) -> b c (i d) (j h) (k w)", i=i, j=j, k=k, d=d, h=h, w=w)
         return x[:, :, :D, :H, :W]
-
-
-def zeros(layer: nn.Linear) -> nn.Linear:
-    """``layer`` with weights and bias of zero."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -22,8 +22,7 @@ class AutoencoderConfig:
     Args:
         latent_channels: channels of the latent.
         channels: width of each level, from full resolution down; every further level halves the three edges.
-        num_res_blocks: residual blocks of each level; 0 leaves a level with its resampling alone, which at full
-            resolution is where most of the time goes.
+        num_res_blocks: residual blocks of each level, 1 or more; the first may have 0, which saves much of the time.
         norm_num_groups: groups of the group normalisation; must divide every width.
         attention_levels: whether each level attends over all its voxels; null for no level.
         use_convtranspose: upsample by transposed convolution instead of interpolation and convolution: several times
@@ -50,8 +49,10 @@ class AutoencoderConfig:
             value = getattr(self, name)
             if value is not None and len(value) != len(self.channels):
                 raise ValueError(f"{name} is {value}; it must have one entry for each of channels {self.channels}")
-        if min(self.num_res_blocks) < 0:
-            raise ValueError(f"num_res_blocks is {self.num_res_blocks}; each must be 0 or more")
+        if self.num_res_blocks[0] < 0 or min(self.num_res_blocks[1:], default=1) < 1:
+            raise ValueError(
+                f"num_res_blocks is {self.num_res_blocks}; only the first may be 0, the others are 1 or more"
+            )
         if any(width % self.norm_num_groups for width in self.channels):
             raise ValueError(
                 f"norm_num_groups is {self.norm_num_groups}; it must divide all of channels {self.channels}"

@@ -1,0 +1,39 @@
+# make demo   the whole path, from a simulated cohort to synthetic volumes (about 10 minutes on two cores)
+# make test   the default tests;  make test-slow  the long ones;  make lint  style and types
+# Each installs what it needs into .venv first, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow lint clean-demo
+
+demo: .venv/demo-installed
+	$(BIN)/python jobs/demo.py
+
+test: .venv/dev-installed
+	$(BIN)/pytest
+
+test-slow: .venv/dev-installed
+	$(BIN)/pytest -m slow
+
+lint: .venv/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean-demo:
+	rm -rf demo
+
+.venv/demo-installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Voxfleet needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	@echo "Installing into .venv (one to three minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+.venv/dev-installed: .venv/demo-installed
+	@echo "Installing the tools for development ..."
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
