@@ -211,12 +211,12 @@ def _images(root: str, subject_id: str, suffix: str) -> list[str]:
     levels = [name for name in storage.names(folder) if re.fullmatch("anat|ses-[A-Za-z0-9]+", name)]
     anats = [storage.join(folder, name) if name == "anat" else storage.join(folder, name, "anat") for name in levels]
     endings = tuple(f"_{suffix}{ending}" for ending in _NIFTI_ENDINGS)
-    return sorted(
+    return [
         storage.join(anat, name)
         for anat in anats
         for name in storage.names(anat)
         if name.startswith(f"{subject_id}_") and name.endswith(endings)
-    )
+    ]
 
 
 def _expected_image(root: str, subject_id: str, suffix: str) -> str:
