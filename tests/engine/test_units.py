@@ -1,13 +1,16 @@
 """Units and ledger on real Ray: done once, errors come back as themselves, what failed is tried again."""
 
+import sys
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from voxfleet.engine.console import Progress
 from voxfleet.engine.units import Ledger, Pool, run_units
 from voxfleet.errors import UserError
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import itertools
 import re
 from typing import Any, get_type_hints
 
@@ -24,7 +25,7 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         values = parser.instantiate(namespace)
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
     except argparse.ArgumentError as error:
-        raise UserError(_explain(parser, job, str(error.message))) from error
+        raise UserError(_explain(parser, job, arguments, str(error.message))) from error
     except ValueError as error:
         raise UserError(_with_group(cls, namespace, error)) from error
 
@@ -41,7 +42,7 @@ def _parser(cls: type, job: str) -> ArgumentParser:
     return parser
 
 
-def _explain(parser: ArgumentParser, job: str, message: str) -> str:
+def _explain(parser: ArgumentParser, job: str, arguments: list[str], message: str) -> str:
     """jsonargparse's message in one line, in terms of keys, with what to do."""
     help_hint = f"`voxfleet {job} --help` lists the keys"
     unknown = (
@@ -62,6 +63,9 @@ def _explain(parser: ArgumentParser, job: str, message: str) -> str:
     missing = re.search(r"the following arguments are required: (.*)", message)
     if missing:
         return f"config key {missing[1]} is missing; give it in the file, or as --{missing[1].split(',')[0]} VALUE"
+    if re.match(r"Problems parsing config|Unexpected config", message):
+        files = [value for flag, value in itertools.pairwise(arguments) if flag == "--config"]
+        message = f"{', '.join(files)} is not YAML of keys and values: {message}"
     return " ".join(message.split())
 
 

@@ -32,9 +32,8 @@ _CENTRE = np.array([0.0, -17.0, 5.0])  # of the brain: heads turn and grow about
 _FIELD_SPACING = 4.0  # mm; the grid of the deformation, whatever the images' spacing
 _SCALES = ((28.0, 2.8), (12.0, 1.5), (6.0, 0.6))  # mm: smoothness and standard deviation of the velocity
 _SYMMETRIC, _ANTISYMMETRIC = 1.25, 0.3  # without this weighting healthy heads are absurdly lopsided
-_SQUARINGS = 5
-_MIN_JACOBIAN = 0.3
-_CAP = 20.0  # mm; signed distances are cut here
+_SQUARINGS, _MIN_JACOBIAN = 5, 0.3
+_CAP = 20  # mm; signed distances are cut here
 
 _ELLIPSOID_CENTRE, _ELLIPSOID_RADII, _ELLIPSOID_TILT = (27.0, -20.0, -15.0), (9.5, 18.0, 8.0), 20.0  # mm, degrees
 _HIPPOCAMPUS_REACH, _VENTRICLE_REACH = 5.0, 8.0  # mm; how far from the surface tissue is dragged along
@@ -196,9 +195,8 @@ def _ventricles(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
 
 def _signed_distance(mask: np.ndarray, smoothness: float) -> np.ndarray:
     """Smoothed distance to the surface of ``mask`` (1 mm voxels) in mm, negative inside, cut at +-20."""
-    margin = int(_CAP)
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    box = tuple(slice(max(0, axis.start - margin), axis.stop + margin) for axis in box)
+    box = tuple(slice(max(0, axis.start - _CAP), axis.stop + _CAP) for axis in box)
     inside, distance = mask[box], np.full(mask.shape, _CAP, dtype=np.float32)
     exact = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
     distance[box] = ndimage.gaussian_filter(np.clip(exact, -_CAP, _CAP), smoothness)
@@ -227,8 +225,7 @@ def _load_atlas(spacing: float, field: _Grid) -> _Atlas:
     points = grid.points()
     hippocampus = _signed_distance(_hippocampi(points, maps[1]), 1.0)
     ventricles = _signed_distance(_ventricles(points, maps), 4.0)  # the walls between them must not fold
-    at = field.points()
-    basis = _outward(grid, hippocampus, _HIPPOCAMPUS_REACH, at)
+    basis = _outward(grid, hippocampus, _HIPPOCAMPUS_REACH, field.points())
     changes, amplitudes = _volume_table(grid, hippocampus, field, basis)
     # the voxel's own point spread, before sampling: without it thin gyri alias
     maps = np.concatenate([maps, maps[:1] > 0])
@@ -239,7 +236,7 @@ def _load_atlas(spacing: float, field: _Grid) -> _Atlas:
         grid=_Grid(grid.origin, step, volume.shape[1:]),
         volume=torch.from_numpy(np.ascontiguousarray(volume)),
         hippocampus=basis,
-        ventricles=_outward(grid, ventricles, _VENTRICLE_REACH, at),
+        ventricles=_outward(grid, ventricles, _VENTRICLE_REACH, field.points()),
         changes=changes,
         amplitudes=amplitudes,
     )
@@ -344,7 +341,7 @@ def _draw_traits(config: SimulationConfig, index: int, rng: np.random.Generator)
 
 
 class Simulator:
-    """Makes the people of ``config``; loads the template once (about 6 s and 130 MB at 3 mm).
+    """Makes the people of ``config``; loads the template once (about 5 s and 100 MB at 3 mm).
 
     Raises:
         UserError: if nilearn is not installed.
@@ -379,8 +376,7 @@ class Simulator:
         tissue = self._atlas.grid.sample(self._atlas.volume, at)
         image = self._acquire(traits, tissue, at[..., 0] < 0, fields_there[..., 3], rng)
         labels, volumes = self._truth(tissue[..., 4], at[..., 0] < 0)
-        affine = self._image_grid.affine()
-        return SimulatedSubject(traits.participant, image, labels, affine, volumes, min_jacobian)
+        return SimulatedSubject(traits.participant, image, labels, self._image_grid.affine(), volumes, min_jacobian)
 
     def _truth(self, distance: np.ndarray, is_left: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """The labels and volumes of the hippocampi from their signed ``distance`` (D, H, W) in mm."""

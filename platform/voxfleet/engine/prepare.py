@@ -72,7 +72,7 @@ def _make_shard(config: PreprocessConfig, output: str, name: str, subjects: list
     failed: Rows = []
     for subject in subjects:
         try:
-            done.append((subject, preprocess(nifti.read(subject["path"]), config)))
+            done.append((subject, _volume(subject["path"], config)))
         except UserError as error:
             failed.append({"subject_id": subject["subject_id"], "error": str(error)})
     if not done:
@@ -84,6 +84,14 @@ def _make_shard(config: PreprocessConfig, output: str, name: str, subjects: list
     table = tensor_table(columns, {"volume": np.stack([volume.data for _, volume in done])})
     sha256 = storage.write_bytes(storage.join(output, name), table_bytes(table))
     return failed + [_row(subject, volume, config, name, sha256) for subject, volume in done]
+
+
+def _volume(path: str, config: PreprocessConfig) -> Volume:
+    image = nifti.read(path)
+    try:
+        return preprocess(image, config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _row(subject: dict[str, Any], volume: Volume, config: PreprocessConfig, name: str, sha256: str) -> dict[str, Any]:
