@@ -78,11 +78,12 @@ def read_bytes(uri: str) -> bytes:
         UserError: if there is no such file.
     """
     system, path = filesystem(uri)
-    try:
-        with system.open_input_stream(path, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError as error:
-        raise UserError(f"{uri} does not exist; check the path") from error
+    kind = system.get_file_info(path).type
+    if kind != fs.FileType.File:
+        state = "does not exist" if kind == fs.FileType.NotFound else "is not a file"
+        raise UserError(f"{uri} {state}; check the path")
+    with system.open_input_stream(path, compression=None) as stream:
+        return stream.read()
 
 
 def write_bytes(uri: str, data: bytes) -> str:

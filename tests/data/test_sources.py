@@ -175,7 +175,7 @@ def test_table_problems_are_named(tmp_path):
     assert "class TLE (groups found: HC 1)" in one_line(write_table(path, "path,label", "a.nii,HC"))
     path.write_bytes(b"path,label\n\xff\xfe.nii,HC\n")
     assert "not a readable UTF-8" in one_line(SourceConfig(table=str(path)))
-    assert f"{tmp_path} is not a readable" in one_line(SourceConfig(table=str(tmp_path)))
+    assert f"{tmp_path} is not a file" in one_line(SourceConfig(table=str(tmp_path)))
 
 
 # --- The configuration

@@ -5,7 +5,8 @@ import logging
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
+from isal.igzip_lib import IsalError
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -18,11 +19,11 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _INT16_MAX = 32767
-_NOT_NIFTI = (
+_NOT_NIFTI: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
     ValueError,
-    isal_zlib.error,
+    IsalError,
     ImageFileError,
     HeaderDataError,
     WrapStructError,

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from voxfleet import storage
+from voxfleet.data.shards import SPLITS
 from voxfleet.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
 _BIDS_ID = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 _LISTING_THREADS = 16
@@ -267,7 +267,7 @@ def _read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[in
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
         reader = csv.reader(io.StringIO(text, newline=""), **dialect)
         lines = [(reader.line_num, [value.strip() for value in line]) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{uri} is not a readable UTF-8 CSV or TSV file ({error}); save it as one") from error
     header = lines[0][1] if lines else []
     for column in needed:

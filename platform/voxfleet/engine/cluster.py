@@ -42,17 +42,8 @@ def session(config: ResourcesConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    private = address == "local"
-    if private:
-        _private_token()
     try:
-        ray.init(
-            address=address,
-            num_cpus=(os.cpu_count() or 1) + 1 if private else None,
-            include_dashboard=False if private else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _join(address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot connect to Ray at {address} ({reason}); check resources.address") from error
@@ -61,6 +52,30 @@ def session(config: ResourcesConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address != "local":
+        ray.init(address=address, **quiet)
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
+    _private_token()
+    with _no_native_stderr():  # where they say that this level is set
+        ray.init(address=address, num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
+
+
+@contextlib.contextmanager
+def _no_native_stderr() -> Iterator[None]:
+    """Drop what is written to the file descriptor of stderr; what fails is raised all the same."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @functools.cache
@@ -85,7 +100,7 @@ def quiet_data() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         for handler in logging.getLogger(name).handlers:
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)  # what fails is raised, and printed by us
 
 
 def gpus_per_worker(config: ResourcesConfig) -> float:
@@ -114,20 +129,15 @@ def check_fits(config: ResourcesConfig) -> None:
             )
 
 
-def user_error(error: BaseException) -> VoxfleetError | None:
-    """The error of ours that Ray wrapped, if there is one: a fresh one, without Ray's traceback in its message."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, VoxfleetError) and not isinstance(current, ray.exceptions.RayError):
-            return current
-        failures = getattr(current, "worker_failures", None) or {}
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__, *failures.values()]
-    return None
+def _ours(error: BaseException | None) -> VoxfleetError | None:
+    """The error of ours that Ray Core or Ray Train wrapped, without Ray's traceback in its message; None if none."""
+    if error is None:
+        return None
+    if isinstance(error, VoxfleetError) and not isinstance(error, ray.exceptions.RayError):
+        return error
+    failures = getattr(error, "worker_failures", {}).values()
+    wrapped = (getattr(error, "cause", None), error.__cause__, *failures)
+    return next((ours for ours in map(_ours, wrapped) if ours), None)
 
 
 @contextlib.contextmanager
@@ -136,7 +146,7 @@ def ray_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        ours = user_error(error)
+        ours = _ours(error)
         if ours is None or ours is error:
             raise
         raise ours from None

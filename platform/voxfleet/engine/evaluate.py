@@ -1,13 +1,11 @@
 """The evaluate job: real, reconstructed and synthetic volumes side by side, with sanity figures, on one page."""
 
-import functools
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
 import torch
 
 from voxfleet import storage
@@ -30,6 +28,7 @@ from voxfleet.tracking.base import Tracker
 FIGURES = "figures.json"
 _SHOWN = 6  # volumes of a class in a mosaic
 _SLACK = 0.15
+_READ_AT_ONCE = 64  # images of one task
 
 
 def run(config: EvaluateConfig) -> None:
@@ -76,20 +75,20 @@ def _synthetic_rows(folder: str) -> list[dict[str, Any]]:
 
 
 def _read_synthetic(folder: str, rows: list[dict[str, Any]], manifest: Manifest) -> np.ndarray:
-    """All synthetic volumes, (n, D, H, W), read by Ray Data tasks in the order of ``rows``."""
-    items = [{"index": index, "file": row["file"]} for index, row in enumerate(rows)]
-    dataset = ray.data.from_items(items).map(functools.partial(_read_image, folder, manifest.shape))
+    """All synthetic volumes, (n, D, H, W), in the order of ``rows``."""
+    uris = [storage.join(folder, row["file"]) for row in rows]
+    parts = [uris[start : start + _READ_AT_ONCE] for start in range(0, len(uris), _READ_AT_ONCE)]
     with ray_errors():
-        volumes = {row["index"]: row["volume"] for row in dataset.iter_rows()}
-    return np.stack([volumes[index] for index in range(len(rows))])
+        return np.concatenate(ray.get([_read_images.remote(part, manifest.shape) for part in parts]))
 
 
-def _read_image(folder: str, shape: tuple[int, ...], item: dict[str, Any]) -> dict[str, Any]:
-    uri = storage.join(folder, item["file"])
-    volume = nifti.read(uri).get_fdata(dtype=np.float32)
-    if volume.shape != tuple(shape):
-        raise UserError(f"{uri} has shape {volume.shape}, the real volumes {tuple(shape)}; compare sets of one grid")
-    return {"index": item["index"], "volume": volume}
+@ray.remote
+def _read_images(uris: list[str], shape: tuple[int, ...]) -> np.ndarray:
+    volumes = [nifti.read(uri).get_fdata(dtype=np.float32) for uri in uris]
+    for uri, volume in zip(uris, volumes, strict=True):
+        if volume.shape != shape:
+            raise UserError(f"{uri} has shape {volume.shape}, the real volumes {shape}; compare sets of one grid")
+    return np.stack(volumes)
 
 
 @ray.remote

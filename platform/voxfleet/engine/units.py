@@ -4,6 +4,7 @@ A unit's worker writes its data first and then its fragment, an immutable Parque
 What has a fragment is done.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from voxfleet import storage
+from voxfleet import errors, storage
 from voxfleet.data.shards import read_shard, table_bytes
-from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import Progress
+from voxfleet.errors import VoxfleetError
 
 Rows = list[dict[str, Any]]
 _SUFFIX = ".parquet"
@@ -82,28 +83,52 @@ def run_units(
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
-    with ray_errors():
-        for result in results.iter_rows():
-            rows[result["unit"]] = list(result["rows"])
-            progress.advance(weight(units[result["unit"]]))
+    for result in results.iter_rows():
+        if result["failure"]:
+            raise getattr(errors, result["error_class"])(result["failure"])
+        rows[result["unit"]] = json.loads(result["rows"])
+        progress.advance(weight(units[result["unit"]]))
     return {name: rows[name] for name in units}
 
 
 class _Task:
-    """Does one unit and commits it."""
+    """Does one unit and commits it.
+
+    An error of ours is returned, not raised: through Ray Data, and from the creation of an actor, only its text would
+    come back.
+    """
 
     def __init__(self, work: Callable[[str, Any], Rows], ledger: Ledger) -> None:
         self._work, self._ledger = work, ledger
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        rows = self._work(item["unit"], item["content"])
+    def __call__(self, item: dict[str, Any]) -> dict[str, str]:
+        try:
+            rows = self._work(item["unit"], item["content"])
+        except VoxfleetError as error:
+            return _result(item["unit"], [], error)
         if not any(row.get("error") for row in rows):
             self._ledger.commit(item["unit"], rows)
-        return {"unit": item["unit"], "rows": rows}
+        return _result(item["unit"], rows, None)
 
 
-class _Actor(_Task):
+class _Actor:
     """A task whose work is an object that is made once."""
 
     def __init__(self, work: type, arguments: tuple[Any, ...], ledger: Ledger) -> None:
-        super().__init__(work(*arguments), ledger)
+        self._error: VoxfleetError | None = None
+        try:
+            self._task = _Task(work(*arguments), ledger)
+        except VoxfleetError as error:
+            self._error = error
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, str]:
+        return _result(item["unit"], [], self._error) if self._error else self._task(item)
+
+
+def _result(unit: str, rows: Rows, error: VoxfleetError | None) -> dict[str, str]:
+    return {
+        "unit": unit,
+        "rows": json.dumps(rows),
+        "failure": str(error or ""),
+        "error_class": type(error).__name__,
+    }
