@@ -19,7 +19,7 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _INT16_MAX = 32767
-_NOT_NIFTI: tuple[type[Exception], ...] = (
+_NOT_NIFTI: tuple[type[Exception], ...] = (  # type: ignore[assignment]  # isal's stub is wrong
     OSError,
     EOFError,
     ValueError,
