@@ -293,14 +293,18 @@ class _Worker:
         """Measures over the validation split with the averaged weights, on draws that never change."""
         self.averaged.load_state_dict(self.state.ema)
         part = worker_slice(self.job.val.rows, self.job.val.rows, 0, self.world, self.rank)
+        size = -(-self.job.trainer.batch_size // self.world)
         measures: dict[str, Tensor] = {}
-        for row in range(part.start, max(part.stop, part.start + 1)):  # a rank without rows still names the measures
-            batch, draws = self._batch(self.val, np.array([row % self.job.val.rows]), _VALIDATION_EPOCH, row)
+        for start in range(part.start, max(part.stop, part.start + 1), size):
+            rows = np.arange(start, min(start + size, part.stop))
+            counted = len(rows) > 0
+            rows = rows if counted else np.zeros(1, dtype=np.int64)  # a rank without rows still names the measures
+            batch, draws = self._batch(self.val, rows, _VALIDATION_EPOCH, start)
             with autocast(self.device, self.job.trainer.precision):
                 values = self.job.recipe.validate(self.averaged, batch, draws)
             for name, value in values.items():
-                counted = value.double().sum() * float(row < part.stop)
-                measures[name] = measures.get(name, torch.zeros_like(counted)) + counted
+                total = value.double().sum() * float(counted)
+                measures[name] = measures.get(name, torch.zeros_like(total)) + total
         sums = self._reduced(torch.stack(list(measures.values()))) / self.job.val.rows
         point = {"step": self.state.step, **{f"val_{n}": v for n, v in zip(measures, sums.tolist(), strict=True)}}
         self.state.history.append(point)

@@ -102,7 +102,10 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKlMaisi:
     for name, module in list(model.named_modules()):
         if isinstance(module, MaisiGroupNorm3D):
             model.set_submodule(name, nn.GroupNorm(module.num_groups, module.num_channels, module.eps))
-    return model.to(memory_format=torch.channels_last_3d)
+    for parameter in model.parameters():
+        if parameter.ndim == 5 and parameter[0, 0].numel() > 1:  # of 1x1x1 weights DDP finds the strides ambiguous
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
 
 
 def encode(model: AutoencoderKlMaisi, x: Tensor) -> tuple[Tensor, Tensor]:
