@@ -27,34 +27,38 @@ class Progress:
 
     def __init__(self, stage: str, total: int, unit: str) -> None:
         self._stage, self._total, self._unit = stage, total, unit
-        self._skipped = self._done = 0
+        self._done = self._first = 0
         self._began = self._shown = time.monotonic()
+        self._first_at: float | None = None
         self._terminal = sys.stderr.isatty()
 
     def skip(self, units: int) -> None:
         """Count ``units`` that an earlier run finished: they are done, but not in this run's time."""
-        self._skipped += units
         self._done += units
 
     def advance(self, units: int, note: str = "") -> None:
         """Count ``units`` that are now finished, and show it where it is time."""
-        self._done += units
         now = time.monotonic()
+        self._done += units
+        if self._first_at is None:  # the first units carry the start of the workers: they do not count for the rate
+            self._first, self._first_at = self._done, now
         if now - self._shown < (_REDRAW_S if self._terminal else _LOG_EVERY_S):
             return
         self._shown = now
-        rate = self._rate(now)
-        left = duration((self._total - self._done) / rate) if rate else "?"
-        line = f"{self._stage}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {left} left"
-        line += f", {note}" if note else ""
+        parts = [f"{self._done}/{self._total} {self._unit}"]
+        if rate := self._rate(now):
+            parts += [f"{rate:.3g}/s", f"{duration((self._total - self._done) / rate)} left"]
+        line = f"{self._stage}: {', '.join([*parts, *filter(None, [note])])}"
         sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else line + "\n")
         sys.stderr.flush()
 
     def _rate(self, now: float) -> float:
-        return (self._done - self._skipped) / max(now - self._began, 1e-9)
+        return (self._done - self._first) / max(now - (self._first_at or now), 1e-9)
 
     def finish(self, summary: str) -> None:
         """Replace the progress line by the summary of the stage."""
         now = time.monotonic()
         clear = "\r\x1b[2K" if self._terminal else ""
-        say(f"{clear}{self._stage}: {summary} ({duration(now - self._began)}, {self._rate(now):.3g} {self._unit}/s)")
+        rate = self._rate(now)
+        spent = duration(now - self._began) + (f", {rate:.3g} {self._unit}/s" if rate else "")
+        say(f"{clear}{self._stage}: {summary} ({spent})")

@@ -1,6 +1,5 @@
 """How near a volume is to another: PSNR and SSIM, of volumes whose intensities span [0, 1]."""
 
-from monai.metrics import SSIMMetric
 from torch import Tensor
 
 _WINDOW = 7  # voxels; 11, the usual, leaves little of an edge of 32
@@ -36,6 +35,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     _check(x, y)
     if min(x.shape[2:]) < _WINDOW:
         raise ValueError(f"volumes are {tuple(x.shape[2:])}; each edge must have at least {_WINDOW} voxels")
+    from monai.metrics import SSIMMetric  # MONAI takes seconds to import
+
     metric = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=_WINDOW, reduction="none")
     return metric(x.float(), y.float()).flatten()
 
