@@ -58,7 +58,8 @@ def fragments(output: Path) -> int:
     return len(list((output / ".voxfleet" / "ledger").glob("*.parquet")))
 
 
-def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(workspace, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_an_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(workspace, tmp_path, number, code):
     long = ["--trainer.epochs", "12", "--trainer.checkpoint_every", "1", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
 
     def arguments(name):
@@ -68,7 +69,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(workspace
         return lambda: len(list((tmp_path / "killed" / "dit").glob("checkpoint_*"))) >= number
 
     log = tmp_path / "log"
-    assert interrupt_when(workspace, log, checkpoints(2), signal.SIGKILL, "train", *arguments("killed")) == -9
+    assert interrupt_when(workspace, log, checkpoints(2), number, "train", *arguments("killed")) == code
     assert not (tmp_path / "killed" / "package" / "config.json").exists()
     finish(workspace, log, "train", *arguments("killed"))
     finish(workspace, log, "train", *arguments("clean"))

@@ -74,16 +74,14 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainVaeConfig:
-    """Train an autoencoder (MONAI's AutoencoderKlMaisi) on volume shards.
+class TrainingConfig:
+    """What both trainings share.
 
     Args:
         name: name of the run; the same output and name continue it.
         output: folder of runs.
-        data: folder of volume shards.
-        package: folder of the autoencoder package; null puts it into the run's folder.
-        model: the autoencoder's architecture.
-        loss: what it is trained for.
+        data: folder of the shards to train on.
+        package: folder of the package that is made; null puts it into the run's folder.
         optim: optimizer and learning rate.
         trainer: length and precision of the training.
         resources: where the job runs, and the number of workers.
@@ -94,20 +92,33 @@ class TrainVaeConfig:
     output: str
     data: str
     package: str | None = None
-    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        name = self.name
+        if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+            raise ValueError(f"name is {name!r}; it must be letters, digits, '-', '_' or '.'")
 
     @property
     def package_folder(self) -> str:
         """Where the package goes."""
         return self.package or storage.join(self.output, self.name, "package")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVaeConfig(TrainingConfig):
+    """Train an autoencoder (MONAI's AutoencoderKlMaisi) on volume shards.
+
+    Args:
+        model: the autoencoder's architecture.
+        loss: what it is trained for.
+    """
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,40 +151,16 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(TrainingConfig):
     """Train a DiT3D on latent shards.
 
     Args:
-        name: name of the run; the same output and name continue it.
-        output: folder of runs.
-        data: folder of latent shards.
-        package: folder of the model package; null puts it into the run's folder.
         model: the network; its input_size, in_channels and num_classes must be those of the latents.
         diffusion: the noise and the target.
-        optim: optimizer and learning rate.
-        trainer: length and precision of the training.
-        resources: where the job runs, and the number of workers.
-        tracking: where its record goes.
     """
 
-    name: str
-    output: str
-    data: str
-    package: str | None = None
     model: DiT3DConfig = field(default_factory=DiT3DConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
-
-    @property
-    def package_folder(self) -> str:
-        """Where the package goes."""
-        return self.package or storage.join(self.output, self.name, "package")
 
     @property
     def warning(self) -> str | None:
@@ -241,8 +228,3 @@ class EvaluateConfig:
     commands: tuple[str, ...] = ()
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-def _check_name(name: str) -> None:
-    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
-        raise ValueError(f"name is {name!r}; it must be letters, digits, '-', '_' or '.'")
