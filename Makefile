@@ -29,7 +29,7 @@ clean-demo:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Voxfleet needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
 	@echo "Installing into .venv (one to three minutes) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 	@$(PIP_INSTALL) --editable '.[demo]'
 	@touch $@
 

@@ -1,7 +1,6 @@
 """What all tests share: one private Ray session, a small cohort, and the jobs run as a user runs them."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -10,15 +9,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """One Ray cluster of four logical CPUs for the whole test run."""
+    """One private Ray cluster for the whole test run."""
     from voxfleet.config.resources import ResourcesConfig
     from voxfleet.engine.cluster import session
 
     with session(ResourcesConfig()):
         yield
-
-
-@pytest.fixture
-def repository() -> Path:
-    """The root of the repository."""
-    return Path(__file__).parent.parent

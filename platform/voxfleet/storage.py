@@ -4,12 +4,14 @@ Every file is written whole and atomically: locally as a temporary name that is 
 stores as a single put. A reader therefore sees a file complete or not at all.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +60,28 @@ def _remote(scheme: str, bucket: str) -> fs.FileSystem:
         ) from error
 
 
+@contextlib.contextmanager
+def _refusals(verb: str, uri: str) -> Iterator[None]:
+    """Say in one line what the file system refuses: rights, a full disk, a file where a folder should be."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or (str(error).splitlines() or ["unknown error"])[0]
+        raise UserError(f"cannot {verb} {uri} ({reason}); check the path, its rights and the space") from error
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at ``uri``."""
     system, path = filesystem(uri)
-    return system.get_file_info(path).type != fs.FileType.NotFound
+    with _refusals("open", uri):
+        return system.get_file_info(path).type != fs.FileType.NotFound
 
 
 def names(uri: str) -> list[str]:
     """Sorted names directly in the folder ``uri``; none where it does not exist. Half-written files are left out."""
     system, path = filesystem(uri)
-    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    with _refusals("list", uri):
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if not info.base_name.endswith(TEMPORARY_SUFFIX))
 
 
@@ -75,25 +89,31 @@ def read_bytes(uri: str) -> bytes:
     """All bytes of the file at ``uri``.
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if there is no such file, or it cannot be read.
     """
     system, path = filesystem(uri)
-    kind = system.get_file_info(path).type
-    if kind != fs.FileType.File:
-        state = "does not exist" if kind == fs.FileType.NotFound else "is not a file"
-        raise UserError(f"{uri} {state}; check the path")
-    with system.open_input_stream(path, compression=None) as stream:
-        return stream.read()
+    with _refusals("read", uri):
+        kind = system.get_file_info(path).type
+        if kind != fs.FileType.File:
+            state = "does not exist" if kind == fs.FileType.NotFound else "is not a file"
+            raise UserError(f"{uri} {state}; check the path")
+        with system.open_input_stream(path, compression=None) as stream:
+            return stream.read()
 
 
 def write_bytes(uri: str, data: bytes) -> str:
-    """Write ``data`` to ``uri`` atomically, making its folder, and return the sha256 of ``data`` in hex."""
+    """Write ``data`` to ``uri`` atomically, making its folder, and return the sha256 of ``data`` in hex.
+
+    Raises:
+        UserError: if the file system refuses.
+    """
     system, path = filesystem(uri)
-    if isinstance(system, fs.LocalFileSystem):
-        _write_local(Path(path), data)
-    else:
-        with system.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
+    with _refusals("write", uri):
+        if isinstance(system, fs.LocalFileSystem):
+            _write_local(Path(path), data)
+        else:
+            with system.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
     return hashlib.sha256(data).hexdigest()
 
 

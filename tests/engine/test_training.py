@@ -79,8 +79,9 @@ def test_one_and_two_workers_give_the_same_losses_and_everything_is_logged(tmp_p
     assert values(tracker.points, "val_loss") == validation
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+@pytest.mark.parametrize(("every", "step"), [(2, 6), (100, 0)])
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, every, step):
     recipe = Diverging(**{field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(RECIPE)})
-    with pytest.raises(UserError, match="not finite after step 6"):
-        train(tmp_path, recipe, 2, checkpoint_every=2)
-    assert list((tmp_path / "w2").glob("checkpoint_*/state.pt"))
+    with pytest.raises(UserError, match=f"not finite after step {step}"):
+        train(tmp_path, recipe, 2, checkpoint_every=every)
+    assert len(list((tmp_path / "w2").glob("checkpoint_*/state.pt"))) == min(step, 1)

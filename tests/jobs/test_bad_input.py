@@ -219,3 +219,49 @@ def test_unusable_requests_to_generate(fails, workspace, tmp_path):
     assert "campaign.samples is -1" in fails(workspace.run, "generate", *out, "--campaign.samples=-1")
     assert "sampler.name" in fails(workspace.run, "generate", *out, "--sampler.name", "plms")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file(fails, workspace, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "file" in fails(workspace.run, "cohort", "--output", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_configuration_that_is_not_text(fails, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"output: \xff\xfe")
+    assert "config.yaml" in fails(main, ["cohort", "--config", str(tmp_path / "config.yaml")])
+
+
+def test_a_cohort_that_changed_under_unfinished_shards(fails, cohort, tmp_path):
+    """Shards are cut by position: a subject less would shift the others over shards that are already there."""
+    damage(image_of(cohort, 3), "truncated")
+    more = ["--max_skipped", "0", "--subjects_per_shard", "4"]
+    fails(prepare, cohort, tmp_path / "out", *more)
+    table = cohort / "participants.tsv"
+    table.write_text("".join(line for line in table.read_text().splitlines(keepends=True) if "sub-0003" not in line))
+    assert "the content of source" in fails(prepare, cohort, tmp_path / "out", *more)
+
+
+def test_a_model_that_was_trained_again_under_a_campaign(fails, workspace, tmp_path):
+    model, out = shutil.copytree(workspace.demo / "model", tmp_path / "model"), str(tmp_path / "out")
+    more = ["--output", out, "--model", str(model), "--campaign.samples", "1"]
+    assert workspace.run("generate", *more) == 0
+    document = json.loads((model / "config.json").read_text())
+    document["fingerprint"] = "1" * 64
+    (model / "config.json").write_text(json.dumps(document))
+    assert "the content of model" in fails(workspace.run, "generate", *more)
+
+
+def test_a_shard_that_is_cut_short(fails, workspace, tmp_path):
+    latents = shutil.copytree(workspace.demo / "latents", tmp_path / "latents")
+    shard = latents / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-50])
+    runs = ["--output", str(tmp_path / "runs"), "--package", str(tmp_path / "p")]
+    assert "part-00000.parquet" in fails(workspace.run, "train", "--data", str(latents), *runs)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_request_that_cannot_run_leaves_no_folder(fails, workspace, tmp_path):
+    runs = ["--output", str(tmp_path / "runs"), "--package", str(tmp_path / "p")]
+    fails(workspace.run, "train", *runs, "--resources.workers", "500")
+    assert list(tmp_path.iterdir()) == []

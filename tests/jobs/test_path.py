@@ -128,8 +128,8 @@ def test_running_everything_again_changes_nothing(workspace, capsys):
     assert capsys.readouterr().err.count("nothing to do") == 7
 
 
-def test_a_larger_campaign_keeps_what_is_there_and_lost_files_come_back(workspace, tmp_path):
-    """Extended in other batches, the first samples stay; made anew in other batches, all are the same bytes."""
+def test_a_larger_campaign_keeps_what_is_there_and_equals_one_made_at_once(workspace, tmp_path):
+    """Whatever batches the samples were made in, they are the same bytes."""
     files = {row["file"]: row["sha256"] for row in synthetic_rows(workspace)}
     there = str(tmp_path / "grown")
     assert workspace.run("generate", "--output", there, "--campaign.samples", "1") == 0
@@ -181,3 +181,19 @@ def test_float16_shards_hold_the_same_latents(workspace, tmp_path):
     assert dataclasses.replace(manifest, shards=[]) == dataclasses.replace(
         read_manifest(str(workspace.demo / "latents"), "latents"), shards=[]
     )
+
+
+def test_a_page_is_made_anew_when_the_campaign_has_grown(workspace, tmp_path):
+    synthetic, report = str(tmp_path / "synthetic"), str(tmp_path / "report")
+    evaluate = ["--synthetic", synthetic, "--output", report, "--page", str(tmp_path / "page.html")]
+    for samples in ("2", "3"):
+        assert workspace.run("generate", "--output", synthetic, "--campaign.samples", samples) == 0
+        assert workspace.run("evaluate", *evaluate) == 0
+        assert f"{2 * int(samples)} synthetic volumes" in (tmp_path / "page.html").read_text()
+
+
+def test_a_package_may_lie_in_its_run(workspace, tmp_path):
+    """The default of ``package``; and a claim that was killed before its file was written does not lock the folder."""
+    (tmp_path / "runs" / "dit" / ".voxfleet").mkdir(parents=True)
+    assert workspace.run("train", "--output", str(tmp_path / "runs"), "--package", "null", "--trainer.epochs", "1") == 0
+    assert load_model(str(tmp_path / "runs" / "dit" / "package")).classes == ("HC", "TLE")

@@ -22,17 +22,13 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
     parser = _parser(cls, job)
     try:
         namespace = parser.parse_args(arguments)
+    except (argparse.ArgumentError, UnicodeDecodeError) as error:
+        raise UserError(_explain(parser, job, arguments, getattr(error, "message", str(error)))) from error
+    try:
         values = parser.instantiate(namespace)
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
-    except argparse.ArgumentError as error:
-        raise UserError(_explain(parser, job, arguments, str(error.message))) from error
     except ValueError as error:
         raise UserError(_with_group(cls, namespace, error)) from error
-
-
-def load_config(cls: type, job: str, path: str) -> Any:
-    """An instance of ``cls`` from one YAML file."""
-    return parse_config(cls, job, ["--config", path])
 
 
 def _parser(cls: type, job: str) -> ArgumentParser:
@@ -63,7 +59,7 @@ def _explain(parser: ArgumentParser, job: str, arguments: list[str], message: st
     missing = re.search(r"the following arguments are required: (.*)", message)
     if missing:
         return f"config key {missing[1]} is missing; give it in the file, or as --{missing[1].split(',')[0]} VALUE"
-    if re.match(r"Problems parsing config|Unexpected config", message):
+    if re.match(r"Problems parsing config|Unexpected config|.* codec can't decode", message):
         files = [value for flag, value in itertools.pairwise(arguments) if flag == "--config"]
         message = f"{', '.join(files)} is not YAML of keys and values: {message}"
     return " ".join(message.split())

@@ -5,7 +5,9 @@ and ``logvar``). The manifest is written last: a folder without one is unfinishe
 """
 
 import dataclasses
+import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,6 +92,11 @@ class Manifest:
     autoencoder: str | None = None
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, which names the sha256 of every shard."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
     def files(self, folder: str) -> list[str]:
         """URIs of the shards of this manifest, which stands in ``folder``."""
         return [storage.join(folder, shard["file"]) for shard in self.shards]
@@ -138,3 +145,20 @@ def read_manifest(folder: str, kind: str) -> Manifest:
         wrong = ", ".join(sorted(set(document) ^ fields))
         raise UserError(f"{uri} has missing or unknown keys ({wrong}); make the shards again")
     return Manifest(**{**document, "shape": tuple(document["shape"]), "classes": tuple(document["classes"])})
+
+
+def check_shards(folder: str, manifest: Manifest) -> None:
+    """Make sure that every shard is there, readable to its end, and of as many rows as the manifest says.
+
+    Raises:
+        UserError: names the first that is not.
+    """
+    for shard in manifest.shards:
+        uri = storage.join(folder, shard["file"])
+        system, path = storage.filesystem(uri)
+        try:
+            rows = pq.read_metadata(path, filesystem=system).num_rows  # at the end of the file
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{uri} is missing or damaged; delete {folder} and make it again") from error
+        if rows != shard["rows"]:
+            raise UserError(f"{uri} has {rows} rows, the manifest says {shard['rows']}; make {folder} again")

@@ -20,7 +20,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() waits for this poll
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour; says a FutureWarning otherwise
-    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told what runs here
 }
 for _key, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_key, _value)
@@ -62,7 +62,13 @@ def _join(address: str) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     _private_token()
     with _no_native_stderr():  # where they say that this level is set
-        ray.init(address=address, num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=False, **quiet)
+        ray.init(
+            address=address,
+            num_cpus=len(os.sched_getaffinity(0)) + 1,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
 
 
 @contextlib.contextmanager

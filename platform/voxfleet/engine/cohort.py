@@ -7,8 +7,8 @@ from voxfleet import storage
 from voxfleet.config.jobs import CohortConfig
 from voxfleet.data.cohort import SimulationConfig, Simulator, dataset_files, subject_files
 from voxfleet.engine.console import Progress
-from voxfleet.engine.job import is_done, job_session
-from voxfleet.engine.output import LEDGER
+from voxfleet.engine.job import job_session
+from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.units import Ledger, Rows, run_units
 
 _MARKER = "dataset_description.json"
@@ -16,28 +16,29 @@ _MARKER = "dataset_description.json"
 
 def run(config: CohortConfig) -> None:
     """Simulate the cohort."""
-    if is_done("cohort", config.output, _MARKER, config):
+    output = Output("cohort", config.output, config)
+    if output.is_done(_MARKER):
         return
-    output = storage.absolute(config.output)
-    with job_session("cohort", config.output, config) as tracker:
+    folder = storage.absolute(config.output)
+    with job_session(output) as tracker:
         progress = Progress("cohort", config.subjects, "subjects")
         units = {f"{index:06d}": index for index in range(config.subjects)}
-        work = functools.partial(_simulate, config.simulation, output)
-        rows = run_units(units, work, Ledger(storage.join(output, LEDGER)), progress)
+        work = functools.partial(_simulate, config.simulation, folder)
+        rows = run_units(units, work, Ledger(storage.join(folder, LEDGER)), progress)
         participants = [row for unit in rows.values() for row in unit]
         files = dataset_files(config.simulation, participants)
         for path in sorted(files, key=lambda path: path == _MARKER):  # the marker last
-            storage.write_bytes(storage.join(output, path), files[path])
+            storage.write_bytes(storage.join(folder, path), files[path])
         groups = [row["group"] for row in participants]
         tracker.log_metrics([{f"subjects_{group}": groups.count(group) for group in sorted(set(groups))}])
         counts = ", ".join(f"{groups.count(group)} {group}" for group in sorted(set(groups)))
         progress.finish(f"{len(groups)} simulated subjects ({counts}) in {config.output}")
 
 
-def _simulate(simulation: SimulationConfig, output: str, unit: str, index: int) -> Rows:
+def _simulate(simulation: SimulationConfig, folder: str, unit: str, index: int) -> Rows:
     subject = _simulator(simulation).simulate(index)
     for path, data in subject_files(subject).items():
-        storage.write_bytes(storage.join(output, path), data)
+        storage.write_bytes(storage.join(folder, path), data)
     return [dict[str, Any](subject.participant)]
 
 

@@ -18,10 +18,10 @@ from voxfleet.data.shards import (
     tensors,
     write_manifest,
 )
-from voxfleet.engine.cluster import check_fits, gpus_per_worker
+from voxfleet.engine.cluster import gpus_per_worker
 from voxfleet.engine.console import Progress
-from voxfleet.engine.job import absolute_paths, is_done, job_session
-from voxfleet.engine.output import LEDGER
+from voxfleet.engine.job import absolute_paths, job_session
+from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.units import Ledger, Pool, Rows, run_units
 from voxfleet.errors import UserError
 from voxfleet.packages import autoencoder_config, load_autoencoder, read_package_config
@@ -29,14 +29,15 @@ from voxfleet.packages import autoencoder_config, load_autoencoder, read_package
 
 def run(config: EncodeConfig) -> None:
     """Make the latent shards."""
-    if is_done("encode", config.output, MANIFEST, config):
-        return
     volumes = read_manifest(config.data, "volumes")
     package = read_package_config(config.autoencoder, "autoencoder")
+    inputs = {"data": volumes.digest, "autoencoder": package["fingerprint"]}
+    output = Output("encode", config.output, config, inputs)
+    if output.is_done(MANIFEST):
+        return
     shape = _latent_shape(config, volumes, package)
     there = absolute_paths(config, "output", "data", "autoencoder")
-    with job_session("encode", config.output, config) as tracker:
-        check_fits(config.resources)
+    with job_session(output, workers=True) as tracker:
         gpus = gpus_per_worker(config.resources)
         progress = Progress("encode", sum(shard["rows"] for shard in volumes.shards), "volumes")
         rows = run_units(

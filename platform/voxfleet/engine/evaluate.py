@@ -3,20 +3,19 @@
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
 from voxfleet import storage
 from voxfleet.config.jobs import EvaluateConfig
 from voxfleet.data import nifti
-from voxfleet.data.shards import Manifest, read_manifest
+from voxfleet.data.shards import Manifest, read_manifest, read_shard
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.generate import MANIFEST as SYNTHETIC_MANIFEST
 from voxfleet.engine.ingest import read_kept
-from voxfleet.engine.job import absolute_paths, is_done, job_session
+from voxfleet.engine.job import absolute_paths, job_session
+from voxfleet.engine.output import Output, digest
 from voxfleet.errors import UserError
 from voxfleet.metrics.cohort import mean_correlation, outside_range, pairwise_difference, tissue_counts
 from voxfleet.metrics.image import psnr, ssim
@@ -34,14 +33,20 @@ _REBUILT_AT_ONCE = 4  # a batch of one would take PyTorch's slow convolution on 
 
 def run(config: EvaluateConfig) -> None:
     """Measure, draw and write the page."""
-    if is_done("evaluate", config.output, FIGURES, config):
-        return
     there = absolute_paths(config, "output", "volumes", "autoencoder", "synthetic")
     manifest = read_manifest(there.volumes, "volumes")
-    read_package_config(there.autoencoder, "autoencoder")
+    package = read_package_config(there.autoencoder, "autoencoder")
     rows = _synthetic_rows(there.synthetic)
+    compared = {
+        "volumes": manifest.digest,
+        "autoencoder": package["fingerprint"],
+        "synthetic": digest([row["sha256"] for row in rows]),
+    }
+    output = Output("evaluate", config.output, config)
+    if _is_current(config, compared) and output.is_done(FIGURES):
+        return
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
-    with job_session("evaluate", config.output, config) as tracker:
+    with job_session(output) as tracker:
         progress = Progress("evaluate", len(rows), "volumes")
         real = {name: kept.arrays() for name, kept in read_kept(there.volumes, manifest, ("volume",)).items()}
         synthetic = _read_synthetic(there.synthetic, rows, manifest)
@@ -62,17 +67,24 @@ def run(config: EvaluateConfig) -> None:
             sections=sections,
             commands=list(config.commands),
         )
-        _write(config, page, figures, tracker)
+        _write(config, page, {"compared": compared, **figures}, tracker)
         progress.finish(f"page in {_page_uri(config)}")
         for check in checks:
             say(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.value} (wanted: {check.wanted})")
+
+
+def _is_current(config: EvaluateConfig, compared: dict[str, str]) -> bool:
+    """Whether the page is there and shows what would be compared now; a grown campaign is compared anew."""
+    uri = storage.join(config.output, FIGURES)
+    there = storage.exists(uri) and storage.exists(_page_uri(config))
+    return there and storage.read_json(uri)["compared"] == compared
 
 
 def _synthetic_rows(folder: str) -> list[dict[str, Any]]:
     uri = storage.join(folder, SYNTHETIC_MANIFEST)
     if not storage.exists(uri):
         raise UserError(f"{folder} holds no finished synthetic dataset (no {SYNTHETIC_MANIFEST}); run generate first")
-    return pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
+    return read_shard(uri).to_pylist()
 
 
 def _read_synthetic(folder: str, rows: list[dict[str, Any]], manifest: Manifest) -> np.ndarray:
@@ -183,14 +195,14 @@ def _page_uri(config: EvaluateConfig) -> str:
     return config.page or storage.join(config.output, "report.html")
 
 
-def _write(config: EvaluateConfig, page: Page, figures: dict[str, float], tracker: Tracker) -> None:
+def _write(config: EvaluateConfig, page: Page, figures: dict[str, Any], tracker: Tracker) -> None:
     """Pictures, page, and last the figures, which mark the folder as complete."""
     for section, pictures in page.sections.items():
         for index, picture in enumerate(pictures):
             name = f"{section.lower()}-{index}.png"
             storage.write_bytes(storage.join(config.output, name), picture.png)
     storage.write_bytes(_page_uri(config), page.html().encode())
-    tracker.log_metrics([dict(figures)])
+    tracker.log_metrics([{name: value for name, value in figures.items() if name != "compared"}])
     if storage.is_local(_page_uri(config)):
         tracker.log_artifact(_page_uri(config))
     storage.write_json(storage.join(config.output, FIGURES), figures)

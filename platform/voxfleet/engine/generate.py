@@ -12,13 +12,13 @@ from voxfleet.config.jobs import GenerateConfig
 from voxfleet.data import bids, nifti
 from voxfleet.data.campaign import Sample, expand, units
 from voxfleet.data.preprocess import volume_checks
-from voxfleet.data.shards import table_bytes
+from voxfleet.data.shards import read_shard, table_bytes
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import sampler_table
-from voxfleet.engine.cluster import check_fits, gpus_per_worker
+from voxfleet.engine.cluster import gpus_per_worker
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.job import absolute_paths, job_session
-from voxfleet.engine.output import LEDGER, check_output
+from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.units import Ledger, Pool, Rows, run_units
 from voxfleet.errors import UserError, WorkMissingError
 from voxfleet.packages import load_autoencoder, load_model, read_package_config
@@ -37,20 +37,21 @@ def run(config: GenerateConfig) -> None:
         )
     _check_sampler(config, model)
     samples = expand(config.campaign, tuple(model["classes"]))
-    check_output(config.output, "generate", config)
+    inputs = {"model": model["fingerprint"], "autoencoder": autoencoder["fingerprint"]}
+    output = Output("generate", config.output, config, inputs)
+    output.check()
     there = absolute_paths(config, "output", "model", "autoencoder")
     ledger = Ledger(storage.join(there.output, LEDGER))
-    committed = {row["sample_id"] for unit in sorted(ledger.done()) for row in ledger.rows(unit)}
+    committed = _committed(ledger)
     missing = [sample for sample in samples if sample.sample_id not in committed]
-    if not missing and storage.exists(storage.join(config.output, MANIFEST)):
+    if not missing and _in_manifest(config.output) == set(committed):
         say(f"generate: {config.output} is complete, nothing to do")
         return
-    with job_session("generate", config.output, config) as tracker:
-        check_fits(config.resources)
+    with job_session(output, workers=True) as tracker:
         gpus = gpus_per_worker(config.resources)
         progress = Progress("generate", len(samples), "volumes")
         progress.skip(len(samples) - len(missing))
-        run_units(
+        made = run_units(
             units(missing, config.batch_size),
             Generator,
             ledger,
@@ -59,11 +60,36 @@ def run(config: GenerateConfig) -> None:
             arguments=(there, gpus > 0),
             weight=len,
         )
-        rows = _committed_rows(config, ledger, samples)
+        _check_made(config, len(samples), [row for unit in made.values() for row in unit if row.get("error")])
+        names = tuple(model["classes"])
+        rows = sorted(_committed(ledger).values(), key=lambda row: (names.index(row["class"]), row["index"]))
         _write_dataset(there, model, autoencoder["fingerprint"], rows)
         tracker.log_metrics([{"volumes": len(rows)}])
-        tracker.log_params({"model_fingerprint": model["fingerprint"]})
         progress.finish(f"{len(rows)} synthetic volumes in {config.output}")
+
+
+def _committed(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """The committed rows by sample id."""
+    return {row["sample_id"]: row for unit in ledger.done() for row in ledger.rows(unit)}
+
+
+def _in_manifest(folder: str) -> set[str]:
+    """Ids of the samples in the manifest, if there is one."""
+    uri = storage.join(folder, MANIFEST)
+    return set(read_shard(uri)["sample_id"].to_pylist()) if storage.exists(uri) else set()
+
+
+def _check_made(config: GenerateConfig, samples: int, failed: Rows) -> None:
+    """Make sure that every sample was made.
+
+    Raises:
+        WorkMissingError: if some could not be; what was made stays.
+    """
+    if failed:
+        raise WorkMissingError(
+            f"{len(failed)} of {samples} samples are missing in {config.output} (first: {failed[0]['sample_id']}, "
+            f"{failed[0]['error']}); lower sampler.guidance_scale, or train the model further"
+        )
 
 
 def _check_sampler(config: GenerateConfig, model: dict[str, Any]) -> None:
@@ -71,22 +97,6 @@ def _check_sampler(config: GenerateConfig, model: dict[str, Any]) -> None:
         sampler_table(config.sampler, Process(DiffusionConfig(**model["diffusion"])))
     except ValueError as error:
         raise UserError(f"sampler.{error}") from error
-
-
-def _committed_rows(config: GenerateConfig, ledger: Ledger, samples: list[Sample]) -> Rows:
-    """The rows of all samples, in their order.
-
-    Raises:
-        WorkMissingError: if some are not committed.
-    """
-    rows = {row["sample_id"]: row for unit in ledger.done() for row in ledger.rows(unit)}
-    missing = [sample.sample_id for sample in samples if sample.sample_id not in rows]
-    if missing:
-        raise WorkMissingError(
-            f"{len(missing)} of {len(samples)} samples are missing in {config.output} (first: {missing[0]}); the same "
-            "command makes them"
-        )
-    return [rows[sample_id] for sample_id in sorted(rows)]
 
 
 class Generator:

@@ -1,4 +1,4 @@
-"""What every job does around its work: claim the output, join Ray, open the record."""
+"""What every job does around its work: join Ray, open the record, claim the output."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from voxfleet import storage
-from voxfleet.engine.cluster import session
-from voxfleet.engine.console import say
-from voxfleet.engine.output import check_output, claim_output, content
+from voxfleet.engine.cluster import check_fits, session
+from voxfleet.engine.output import Output, as_document
 from voxfleet.tracking.base import Tracker, open_tracker
 
 ConfigT = TypeVar("ConfigT")
@@ -20,26 +19,19 @@ def absolute_paths(config: ConfigT, *names: str) -> ConfigT:
     return dataclasses.replace(config, **paths)  # type: ignore[type-var]
 
 
-def is_done(job: str, folder: str, marker: str, config: Any) -> bool:
-    """Whether an earlier run finished ``folder``, which its last file, ``marker``, shows; says so.
-
-    Raises:
-        UserError: if the folder holds something else than ``job`` makes with ``config``.
-    """
-    check_output(folder, job, config)
-    done = storage.exists(storage.join(folder, marker))
-    if done:
-        say(f"{job}: {folder} is complete, nothing to do")
-    return done
-
-
 @contextlib.contextmanager
-def job_session(job: str, folder: str, config: Any, name: str | None = None) -> Iterator[Tracker]:
-    """Claim ``folder``, be connected to Ray, and yield the tracker, which knows the configuration."""
-    claim_output(folder, job, config)
-    with (
-        session(config.resources),
-        open_tracker(config.tracking, name or job, f"{job}:{storage.absolute(folder)}") as tracker,
-    ):
-        tracker.log_params({"job": job, "output": folder, **content(config)})
-        yield tracker
+def job_session(output: Output, *, workers: bool = False, name: str | None = None) -> Iterator[Tracker]:
+    """Be connected to Ray (with room for the configured ``workers``), claim the output, and yield the tracker.
+
+    The output is claimed when everything else is in place: a request that cannot run leaves no folder behind.
+    """
+    config: Any = output.config
+    output.check()
+    with session(config.resources):
+        if workers:
+            check_fits(config.resources)
+        key = f"{output.job}:{storage.absolute(output.folder)}"
+        with open_tracker(config.tracking, name or output.job, key) as tracker:
+            output.claim()
+            tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **as_document(config)})
+            yield tracker

@@ -1,60 +1,101 @@
-"""Who an output folder belongs to: the job and the configuration that began it."""
+"""Who an output folder belongs to: the job, the configuration and the inputs that began it."""
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from voxfleet import __version__, storage
+from voxfleet.engine.console import say
 from voxfleet.errors import UserError
 from voxfleet.tracking.base import flatten
 
-JOB_FILE = ".voxfleet/job.json"  # hidden: BIDS validators pass over it
-LEDGER = ".voxfleet/ledger"
+_HIDDEN = ".voxfleet"  # BIDS validators pass over it
+JOB_FILE = f"{_HIDDEN}/job.json"
+LEDGER = f"{_HIDDEN}/ledger"
 # what a folder is made with, but does not depend on; a campaign may grow
-_NOT_CONTENT = ("resources", "tracking", "output", "batch_size", "campaign.samples", "page", "commands")
+_NOT_CONTENT = ("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands")
 
 
 def as_document(config: Any) -> dict[str, Any]:
-    """A job's configuration as JSON holds it."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """A configuration as JSON holds it, without ``tracking``, whose address may hold a password."""
+    document = dataclasses.asdict(config)
+    document.pop("tracking", None)
+    return json.loads(json.dumps(document))
 
 
-def check_output(folder: str, job: str, config: Any) -> None:
-    """Make sure that ``job`` may write to ``folder``: it is new or empty, or the same configuration began it.
+def digest(document: Any) -> str:
+    """A short sha256 of a JSON document."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
-    Raises:
-        UserError: if the folder holds something else; the message names what differs.
-    """
-    uri = storage.join(folder, JOB_FILE)
-    if not storage.exists(uri):
-        found = storage.names(folder) if storage.exists(folder) else []
-        if found:
+
+@dataclass(frozen=True)
+class Output:
+    """The folder of a job, its configuration, and digests of what it reads, by the key that names it."""
+
+    job: str
+    folder: str
+    config: Any
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Make sure that the job may write here: the folder is new or empty, or the same job began it.
+
+        Raises:
+            UserError: if the folder holds something else; the message names what differs.
+        """
+        uri = storage.join(self.folder, JOB_FILE)
+        if not storage.exists(uri):
+            found = storage.names(self.folder) if storage.exists(self.folder) else []
+            other = [name for name in found if name != _HIDDEN]
+            if other:
+                raise UserError(
+                    f"output {self.folder} holds something else ({other[0]}); name an empty or new folder, or remove it"
+                )
+            return
+        record = storage.read_json(uri)
+        if record["job"] != self.job:
             raise UserError(
-                f"output {folder} holds something else ({found[0]}); name an empty or new folder, or remove it"
+                f"output {self.folder} was made by job {record['job']}, not {self.job}; name another folder"
             )
-        return
-    record = storage.read_json(uri)
-    if record.get("job") != job:
-        raise UserError(f"output {folder} was made by job {record.get('job')}, not {job}; name another folder")
-    before, now = record["config"], content(config)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"output {folder} was begun with {key} = {before.get(key)}, now it is {now.get(key)}; "
-            "name another folder, or remove this one"
-        )
+        before = _content(record["config"]) | _named(record["inputs"])
+        now = _content(as_document(self.config)) | _named(self.inputs)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"output {self.folder} was begun with {key} = {before.get(key)}, now it is {now.get(key)}; "
+                "name another folder, or remove this one"
+            )
+
+    def claim(self) -> None:
+        """Mark the folder as begun by this job (see ``check``)."""
+        self.check()
+        uri = storage.join(self.folder, JOB_FILE)
+        if not storage.exists(uri):
+            record = {"job": self.job, "voxfleet": __version__, "inputs": dict(self.inputs)}
+            storage.write_json(uri, {**record, "config": as_document(self.config)})
+
+    def is_done(self, marker: str) -> bool:
+        """Whether an earlier run finished the folder, which its last file, ``marker``, shows; says so.
+
+        Raises:
+            UserError: as ``check``.
+        """
+        self.check()
+        done = storage.exists(storage.join(self.folder, marker))
+        if done:
+            say(f"{self.job}: {self.folder} is complete, nothing to do")
+        return done
 
 
-def claim_output(folder: str, job: str, config: Any) -> None:
-    """Mark ``folder`` as begun by ``job`` with ``config`` (see ``check_output``)."""
-    check_output(folder, job, config)
-    uri = storage.join(folder, JOB_FILE)
-    if not storage.exists(uri):
-        storage.write_json(uri, {"job": job, "voxfleet": __version__, "config": content(config)})
-
-
-def content(config: Any) -> dict[str, Any]:
+def _content(document: dict[str, Any]) -> dict[str, Any]:
     """The keys, dotted, that decide what a job makes."""
-    keys = flatten(as_document(config))
+    keys = flatten(document)
     return {key: value for key, value in keys.items() if not any(f"{key}.".startswith(f"{n}.") for n in _NOT_CONTENT)}
+
+
+def _named(inputs: Mapping[str, str]) -> dict[str, str]:
+    return {f"the content of {key}": value for key, value in inputs.items()}

@@ -20,30 +20,32 @@ from voxfleet.data.shards import (
 )
 from voxfleet.data.sources import Subject, list_subjects, split_subjects
 from voxfleet.engine.console import Progress, say
-from voxfleet.engine.job import is_done, job_session
-from voxfleet.engine.output import LEDGER
+from voxfleet.engine.job import job_session
+from voxfleet.engine.output import LEDGER, Output, digest
 from voxfleet.engine.units import Ledger, Rows, run_units
 from voxfleet.errors import UserError
 
 
 def run(config: PrepareConfig) -> None:
     """Make the volume shards."""
-    if is_done("prepare", config.output, MANIFEST, config):
-        return
     subjects = list_subjects(config.source)
     splits = split_subjects(subjects, config.split, config.source.classes)
-    output = storage.absolute(config.output)
-    with job_session("prepare", config.output, config) as tracker:
+    listed = digest([[subject.subject_id, subject.label, subject.path] for subject in subjects])
+    output = Output("prepare", config.output, config, inputs={"source": listed})
+    if output.is_done(MANIFEST):
+        return
+    folder = storage.absolute(config.output)
+    with job_session(output) as tracker:
         progress = Progress("prepare", len(subjects), "subjects")
         rows = run_units(
             _shards(subjects, splits, config.subjects_per_shard),
-            functools.partial(_make_shard, config.preprocess, output),
-            Ledger(storage.join(output, LEDGER)),
+            functools.partial(_make_shard, config.preprocess, folder),
+            Ledger(storage.join(folder, LEDGER)),
             progress,
             weight=len,
         )
         manifest = _manifest(config, [row for unit in rows.values() for row in unit])
-        write_manifest(output, manifest)
+        write_manifest(folder, manifest)
         tracker.log_metrics([{f"{s}_{c}": n for s, counts in manifest.counts.items() for c, n in counts.items()}])
         counts = "; ".join(
             f"{split} " + " ".join(f"{name} {n}" for name, n in by_class.items())
@@ -66,7 +68,7 @@ def _shards(subjects: list[Subject], splits: dict[str, str], size: int) -> dict[
     return {shard_name(i): rows[start : start + size] for i, start in enumerate(range(0, len(rows), size))}
 
 
-def _make_shard(config: PreprocessConfig, output: str, name: str, subjects: list[dict[str, Any]]) -> Rows:
+def _make_shard(config: PreprocessConfig, folder: str, name: str, subjects: list[dict[str, Any]]) -> Rows:
     """Preprocess the subjects of one shard and write it; who cannot be used becomes a row with an ``error``."""
     done: list[tuple[dict[str, Any], Volume]] = []
     failed: Rows = []
@@ -82,7 +84,7 @@ def _make_shard(config: PreprocessConfig, output: str, name: str, subjects: list
     }
     columns["affine"] = [volume.affine.flatten().tolist() for _, volume in done]
     table = tensor_table(columns, {"volume": np.stack([volume.data for _, volume in done])})
-    sha256 = storage.write_bytes(storage.join(output, name), table_bytes(table))
+    sha256 = storage.write_bytes(storage.join(folder, name), table_bytes(table))
     return failed + [_row(subject, volume, config, name, sha256) for subject, volume in done]
 
 
@@ -111,8 +113,8 @@ def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
     good = [row for row in rows if not row.get("error")]
     if len(failed) > config.max_skipped * len(rows):
         raise UserError(
-            f"{len(failed)} of {len(rows)} images cannot be used, more than max_skipped ({config.max_skipped:g}): "
-            f"{failed[0]['error']}"
+            f"{len(failed)} of {len(rows)} images cannot be used, max_skipped ({config.max_skipped:g}) allows fewer; "
+            f"mend or replace them, the first: {failed[0]['error']}"
         )
     for row in failed:
         say(f"prepare: skipped {row['subject_id']}: {row['error']}")

@@ -3,9 +3,8 @@
 from voxfleet.config.jobs import TrainConfig
 from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.engine.console import say
-from voxfleet.engine.job import is_done
 from voxfleet.engine.output import as_document
-from voxfleet.engine.training_job import train_package
+from voxfleet.engine.training_job import train_package, training_outputs
 from voxfleet.errors import UserError
 from voxfleet.packages import CONFIG
 from voxfleet.train.diffusion import DiffusionRecipe
@@ -13,14 +12,15 @@ from voxfleet.train.diffusion import DiffusionRecipe
 
 def run(config: TrainConfig) -> None:
     """Train the network and package its averaged weights."""
-    if is_done("train", config.package_folder, CONFIG, config):
-        return
     manifest = read_manifest(config.data, "latents")
+    outputs = training_outputs("train", config, manifest)
+    if outputs.package.is_done(CONFIG):
+        return
     _check_model(config, manifest)
     if config.warning:
         say(f"train: warning: {config.warning}")
     train_package(
-        "train",
+        outputs,
         config,
         kind="model",
         manifest=manifest,

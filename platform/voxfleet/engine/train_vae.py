@@ -2,8 +2,7 @@
 
 from voxfleet.config.jobs import TrainVaeConfig
 from voxfleet.data.shards import Manifest, read_manifest
-from voxfleet.engine.job import is_done
-from voxfleet.engine.training_job import train_package
+from voxfleet.engine.training_job import train_package, training_outputs
 from voxfleet.errors import UserError
 from voxfleet.packages import CONFIG
 from voxfleet.train.autoencoder import AutoencoderRecipe, autoencoder_weights
@@ -11,12 +10,13 @@ from voxfleet.train.autoencoder import AutoencoderRecipe, autoencoder_weights
 
 def run(config: TrainVaeConfig) -> None:
     """Train the autoencoder and package its averaged weights."""
-    if is_done("train-vae", config.package_folder, CONFIG, config):
-        return
     manifest = read_manifest(config.data, "volumes")
+    outputs = training_outputs("train-vae", config, manifest)
+    if outputs.package.is_done(CONFIG):
+        return
     _check_shape(config, manifest)
     train_package(
-        "train-vae",
+        outputs,
         config,
         kind="autoencoder",
         manifest=manifest,

@@ -4,12 +4,11 @@ The order of the data and every random number are functions of (seed, epoch, dra
 again ends with the weights of an undisturbed one (same number of workers, CPU).
 """
 
-import contextlib
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.plan import epoch_order, steps_per_epoch, worker_slice
 from voxfleet.diffusion.noise import Draws
-from voxfleet.engine.cluster import check_fits, gpus_per_worker, ray_errors
+from voxfleet.engine.cluster import gpus_per_worker, ray_errors
 from voxfleet.engine.console import Progress
 from voxfleet.engine.ingest import Kept
 from voxfleet.errors import UserError
@@ -99,9 +98,8 @@ def fit(
     Returns the final state: ``model``, ``ema``, ``history`` ... (see ``TrainState``).
 
     Raises:
-        UserError: if the cluster has no room, or the loss is not finite.
+        UserError: if the loss is not finite.
     """
-    check_fits(resources)
     gpus = gpus_per_worker(resources)
     mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     job = Fit(
@@ -130,45 +128,60 @@ def fit(
             logging_config=LoggingConfig("CRITICAL"),
         ),
     )
-    with ray_errors(), _reading(mailbox, Progress(name, job.total_steps, "steps"), tracker):
-        result = runner.fit()
-    saved = _read_checkpoint(result.checkpoint)
+    watch = _Watch(mailbox, Progress(name, job.total_steps, "steps"), tracker)
+    with ray_errors():
+        result = _fit_watched(runner, watch)
+    saved = _read_checkpoint(result.checkpoint) if result.checkpoint else {"step": 0}
     if saved["step"] < job.total_steps:
         raise UserError(
-            f"{name}: the loss is not finite after step {saved['step']} (last checkpoint); lower optim.lr, or check "
-            "the data, and remove the run's folder to begin again"
+            f"{name}: the loss is not finite after step {saved['step']} (the last checkpoint); lower optim.lr or check "
+            f"the data, and remove {storage.join(folder, name)} to begin again"
         )
+    watch.finish()
     return dict(saved)
 
 
-@contextlib.contextmanager
-def _reading(mailbox: Any, progress: Progress, tracker: Tracker) -> Iterator[None]:
-    """Show and record the points of the workers while they run, and all that are left at the end."""
-    stop = threading.Event()
-    last: dict[str, float] = {}
+def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> ray.train.Result:
+    """Run ``fit`` in a thread, and watch from this one.
 
-    def read() -> None:
-        points = ray.get(mailbox.drain.remote())
-        if points:
-            tracker.log_metrics(points)
-            before = int(last.get("step", points[0]["step"]))  # a resumed run counts its own steps
-            for point in points:
-                last.update(point)
-            progress.advance(int(last["step"]) - before, _note(last))
+    In the main thread Ray Train would take over Ctrl-C, for the rest of the process; so it stays ours.
+    """
+    outcome: Future[ray.train.Result] = Future()
 
-    def loop() -> None:
-        while not stop.wait(_POLL_S):
-            read()
+    def run() -> None:
+        try:
+            outcome.set_result(runner.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    read()
-    progress.finish(_note(last) or "already trained")
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        done = wait([outcome], timeout=_POLL_S).done
+        watch.read()
+        if done:
+            return outcome.result()
+
+
+class _Watch:
+    """Shows and records the points that the workers post."""
+
+    def __init__(self, mailbox: Any, progress: Progress, tracker: Tracker) -> None:
+        self._mailbox, self._progress, self._tracker = mailbox, progress, tracker
+        self._last: dict[str, float] = {}
+
+    def read(self) -> None:
+        """Take what has been posted since the last time; the first point is where the run starts."""
+        for point in ray.get(self._mailbox.drain.remote()):
+            if "step" not in self._last:
+                self._progress.skip(int(point["step"]))
+            else:
+                self._tracker.log_metrics([point])
+                self._progress.advance(int(point["step"] - self._last["step"]), _note(self._last | point))
+            self._last |= point
+
+    def finish(self) -> None:
+        """Sum the run up."""
+        self._progress.finish(_note(self._last) or "already trained")
 
 
 def _note(point: dict[str, float]) -> str:
@@ -230,15 +243,24 @@ class _Worker:
 
     def run(self) -> None:
         """All steps that are left."""
-        per_epoch = self.job.steps_per_epoch
+        trainer, per_epoch = self.job.trainer, self.job.steps_per_epoch
+        self._post({"step": self.state.step})
         while self.state.step < self.job.total_steps:
-            epoch, step = divmod(self.state.step, per_epoch)
-            order = epoch_order(self.job.train.rows, self.job.trainer.seed, epoch)
-            for position in range(step, per_epoch):
+            epoch = self.state.step // per_epoch
+            order = epoch_order(self.job.train.rows, trainer.seed, epoch)
+            for position in range(per_epoch):
                 self._step(order, epoch, position)
-                if not self._log():
+                # before a checkpoint too: what is logged must not depend on where a run was interrupted
+                last = position == per_epoch - 1 and self._is_due(epoch + 1, trainer.checkpoint_every)
+                if (last or self.state.step % trainer.log_every == 0) and not self._log():
                     return
-            self._end_of_epoch(epoch + 1)
+            if self._is_due(epoch + 1, trainer.validate_every):
+                self._validate()
+            if self._is_due(epoch + 1, trainer.checkpoint_every):
+                self._checkpoint(epoch + 1)
+
+    def _is_due(self, epoch: int, every: int) -> bool:
+        return epoch % every == 0 or epoch == self.job.trainer.epochs
 
     def _step(self, order: np.ndarray, epoch: int, position: int) -> None:
         size = self.job.trainer.batch_size
@@ -267,9 +289,7 @@ class _Worker:
         return batch, Draws(self.job.trainer.seed, epoch, index)
 
     def _log(self) -> bool:
-        """Log the mean loss where it is time; False if it is not finite."""
-        if self.state.step % self.job.trainer.log_every and self.state.step != self.job.total_steps:
-            return True
+        """Log the mean loss since the last log; False if it is not finite."""
         loss, samples = self._reduced(self.sums).tolist()
         now = time.monotonic()
         point = {"step": self.state.step, "loss": loss / samples}
@@ -280,13 +300,6 @@ class _Worker:
         self._post({**point, "samples_per_s": samples / (now - self.clock)})
         self.clock = now
         return True
-
-    def _end_of_epoch(self, epoch: int) -> None:
-        trainer, last = self.job.trainer, epoch == self.job.trainer.epochs
-        if last or epoch % trainer.validate_every == 0:
-            self._validate()
-        if last or epoch % trainer.checkpoint_every == 0:
-            self._checkpoint(epoch)
 
     @torch.no_grad()
     def _validate(self) -> None:

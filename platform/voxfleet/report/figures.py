@@ -10,8 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-PLANES = ("sagittal", "coronal", "axial")
-
 
 def middle_slices(volume: np.ndarray) -> list[np.ndarray]:
     """The middle sagittal, coronal and axial slice of a RAS volume (D, H, W), turned upright."""

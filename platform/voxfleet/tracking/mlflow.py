@@ -2,9 +2,13 @@
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
 import mlflow
 from mlflow.entities import Metric, Param, RunStatus
@@ -58,6 +62,9 @@ def mlflow_run(config: TrackingConfig, name: str, key: str) -> Iterator[MlflowTr
     Raises:
         UserError: if the store cannot be opened.
     """
+    uri = config.resolved_uri or ""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
         client = mlflow.MlflowClient(tracking_uri=config.resolved_uri)
         run_id = _find_or_create(client, config.experiment, name, key)
