@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
     assert storage.read_bytes(uri) == b"old"
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot write .*folder"):
+    with pytest.raises(UserError, match=r"cannot write .*folder"):
         storage.write_bytes(str(tmp_path / "folder"), b"data")  # the rename fails
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
