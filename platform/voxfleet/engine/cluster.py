@@ -27,6 +27,7 @@ for _key, _value in _ENVIRONMENT.items():
 
 import ray  # noqa: E402
 import ray.data  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -61,6 +62,8 @@ def _join(address: str) -> None:
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     _private_token()
+    # Ray's own switch for loopback, which it throws on other systems; without it every server listens on all interfaces
+    ray_constants.ENABLE_RAY_CLUSTER = False
     with _no_native_stderr():  # where they say that this level is set
         ray.init(
             address=address,
