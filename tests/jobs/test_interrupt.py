@@ -28,6 +28,7 @@ def started(workspace, log: Path, job: str, *more: str):
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
         try:
             yield process
