@@ -67,7 +67,7 @@ def test_ddim_agrees_with_monai_where_steps_divide_the_timesteps():
         out = torch.tanh(y)
         y, _ = theirs.step(out, int(row[0]), y)
     x = sample(lambda v, t: torch.tanh(v), table, x, lambda step: torch.zeros(1))
-    torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)  # values reach hundreds, in float32
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
