@@ -1,5 +1,6 @@
 """Campaigns: which samples are made, as a pure function of the request."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,10 @@ def expand(config: CampaignConfig, classes: tuple[str, ...]) -> list[Sample]:
 
 
 def units(samples: list[Sample], size: int) -> dict[str, list[dict[str, Any]]]:
-    """Batches of at most ``size`` samples, named by their first sample."""
-    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+    """Batches of at most ``size`` samples of one class, named by their first sample.
+
+    A sample's batch and its place in it (index modulo ``size``) never change, whichever samples are asked for: matrix
+    products may round a row by its place.
+    """
+    parts = [list(part) for _, part in itertools.groupby(samples, key=lambda s: (s.label, s.index // size))]
     return {part[0].sample_id: [vars(sample) for sample in part] for part in parts}

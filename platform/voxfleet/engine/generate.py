@@ -102,8 +102,8 @@ def _check_sampler(config: GenerateConfig, model: dict[str, Any]) -> None:
 class Generator:
     """An actor that draws, decodes and writes batches of samples.
 
-    Every batch has the same shape (short ones are padded) and the same number of threads, so that a sample is the same
-    bit for bit in whatever batch it is made.
+    Every batch has the same shape (short ones are padded), a sample always the same place in it, and the number of
+    threads is fixed, so that a sample is the same bit for bit whenever it is made.
     """
 
     def __init__(self, config: GenerateConfig, gpu: bool) -> None:
@@ -116,9 +116,12 @@ class Generator:
     def __call__(self, _: str, batch: list[dict[str, Any]]) -> Rows:
         """Make one batch: a row for each sample, with an ``error`` for one that is not finite."""
         samples = [Sample(**fields) for fields in batch]
-        padded = samples + [samples[-1]] * (self.config.batch_size - len(samples))
+        places = [sample.index % self.config.batch_size for sample in samples]
+        padded = [samples[0]] * self.config.batch_size
+        for place, sample in zip(places, samples, strict=True):
+            padded[place] = sample
         latents = self.model.sample([s.label for s in padded], [s.seed for s in padded], self.config.sampler)
-        volumes = self.autoencoder.decode(latents)[: len(samples), 0].float().cpu().numpy()
+        volumes = self.autoencoder.decode(latents)[places, 0].float().cpu().numpy()
         return [self._write(sample, volume) for sample, volume in zip(samples, volumes, strict=True)]
 
     def _write(self, sample: Sample, volume: np.ndarray) -> dict[str, Any]:
@@ -131,7 +134,7 @@ class Generator:
             "file": sample.image_file,
             "batch_size": self.config.batch_size,
             "threads": torch.get_num_threads(),
-            "dtype": "float32",
+            "dtype": self.model.precision,
         }
         if not np.isfinite(volume).all():
             return {**row, "error": "the volume is not finite"}
