@@ -7,7 +7,7 @@ Letters: B batch, C channels, D/H/W voxels.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import SamplerConfig, sample, sampler_table
 from voxfleet.errors import UserError
 from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.models.execution import MODES, autocast, check_precision, for_inference, resolve_precision
 from voxfleet.models.vae import AutoencoderConfig, build_autoencoder, decode, encode
 
 FORMAT_VERSION = 1
@@ -116,9 +117,14 @@ def load_autoencoder(folder: str, device: str | torch.device = "cpu") -> Autoenc
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A loaded model package: the network, its process, and what its samples mean."""
+    """A loaded model package: the network, its process, and what its samples mean.
+
+    ``network`` is ``model`` as it runs: compiled, or itself.
+    """
 
     model: DiT3D
+    network: nn.Module
+    precision: str
     process: Process
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -134,37 +140,72 @@ class ModelBundle:
         return np.array(self.geometry["affine"])
 
     @torch.inference_mode()
-    def sample(self, labels: list[int], seeds: list[int], sampler: SamplerConfig) -> Tensor:
+    def sample(
+        self, labels: Sequence[int | str], seeds: Sequence[int], sampler: str | SamplerConfig = "ddim", **options: Any
+    ) -> Tensor:
         """Latents (B, C, d, h, w) in the autoencoder's space, one for each label and seed.
 
-        Sample i depends on labels[i], seeds[i] and the sampler alone; bit for bit where the batch has the same shape.
+        Sample i depends on labels[i], seeds[i] and the sampler alone: to float rounding in any batch, and bit for bit
+        at the same place of batches of one shape.
+
+        Args:
+            labels: the class of each sample, as a name or a number.
+            seeds: the seed of each sample.
+            sampler: the name of a sampler, or all of its configuration.
+            options: other fields of SamplerConfig: steps, guidance_scale, ...
+
+        Raises:
+            ValueError: if a label or an option is not known, or the sampler not one of this model's process.
         """
+        config = SamplerConfig(name=sampler) if isinstance(sampler, str) else sampler
+        table = sampler_table(dataclasses.replace(config, **options), self.process)
         device = next(self.model.parameters()).device
         shape = (self.model.config.in_channels, *self.model.config.input_size)
         keys = torch.tensor(seeds, dtype=torch.int64, device=device)
-        y = torch.tensor(labels, dtype=torch.int64, device=device)
-        denoiser = guided(self.model, y, sampler.guidance_scale, self.model.config.num_classes)
-        x = sample(
-            denoiser,
-            sampler_table(sampler, self.process),
-            sampling_noise(keys, 0, shape),
-            lambda step: sampling_noise(keys, step, shape),
-        )
+        y = torch.tensor([self._label(label) for label in labels], dtype=torch.int64, device=device)
+        if len(keys) != len(y):
+            raise ValueError(f"there are {len(y)} labels and {len(keys)} seeds; give one seed for each label")
+        denoiser = guided(self.network, y, self.model.config.num_classes)
+        with autocast(device, self.precision):
+            x = sample(denoiser, table, sampling_noise(keys, 0, shape), lambda step: sampling_noise(keys, step, shape))
         mean, std = (torch.tensor(v, device=device).reshape(1, -1, 1, 1, 1) for v in (self.mean, self.std))
         return x * std + mean
 
+    def _label(self, label: int | str) -> int:
+        known = dict(zip(self.classes, range(len(self.classes)), strict=True))
+        number = known.get(label, -1) if isinstance(label, str) else label
+        if number not in known.values():
+            raise ValueError(f"label {label!r} is not known; the classes are {', '.join(self.classes)} (0, 1, ...)")
+        return number
 
-def load_model(folder: str, device: str | torch.device = "cpu") -> ModelBundle:
+
+def load_model(
+    folder: str, device: str | torch.device = "cpu", *, precision: str = "auto", mode: str = "eager"
+) -> ModelBundle:
     """Load a model package.
+
+    Args:
+        folder: the package.
+        device: where the network runs.
+        precision: float32, bfloat16, or auto (bfloat16 on a GPU, float32 elsewhere).
+        mode: eager, compiled, or graphs (compiled, with CUDA graphs). Each batch size compiles once.
 
     Raises:
         UserError: if the package is missing or damaged.
+        ValueError: if there is no such precision or mode.
     """
+    check_precision(precision)
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
     document = read_package_config(folder, "model")
     model = DiT3D(DiT3DConfig(**_tuples(document["architecture"])))
     _read_weights(folder, document, model)
+    precision = resolve_precision(precision, torch.device(device))
+    for_inference(model, precision).to(device)
     return ModelBundle(
-        model=model.eval().to(device),
+        model=model,
+        network=MODES[mode](model),
+        precision=precision,
         process=Process(DiffusionConfig(**document["diffusion"])),
         mean=tuple(document["mean"]),
         std=tuple(document["std"]),

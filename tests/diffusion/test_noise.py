@@ -1,5 +1,8 @@
 """Keyed noise: the reference's known answers, independence of the batch, the normal law."""
 
+import subprocess
+import sys
+
 import torch
 from scipy import stats
 
@@ -27,6 +30,35 @@ def test_a_sample_has_the_same_noise_alone_and_in_any_batch():
     together = sampling_noise(seeds, 3, (4, 5, 3, 2))
     for i, seed in enumerate(seeds):
         assert torch.equal(sampling_noise(seed[None], 3, (4, 5, 3, 2))[0], together[i])
+
+
+DRAW = """
+import sys, torch
+from voxfleet.diffusion.noise import sampling_noise
+seeds = torch.arange(*map(int, sys.argv[1:])) * 2**52 + 11
+sys.stdout.buffer.write(sampling_noise(seeds, 3, (4, 8, 14, 8)).numpy().tobytes())
+"""
+
+
+def test_four_processes_draw_the_noise_of_one():
+    whole = sampling_noise(torch.arange(16) * 2**52 + 11, 3, (4, 8, 14, 8)).numpy().tobytes()
+    quarters = [
+        subprocess.Popen([sys.executable, "-c", DRAW, str(first), str(first + 4)], stdout=subprocess.PIPE)
+        for first in range(0, 16, 4)
+    ]
+    assert b"".join(process.communicate()[0] for process in quarters) == whole
+
+
+def test_noise_is_the_same_twice_and_on_any_number_of_threads():
+    threads, seeds = torch.get_num_threads(), torch.arange(24)
+    try:
+        torch.set_num_threads(1)
+        alone = sampling_noise(seeds, 1, (4, 8, 14, 8))
+        torch.set_num_threads(4)
+        assert torch.equal(sampling_noise(seeds, 1, (4, 8, 14, 8)), alone)
+        assert torch.equal(sampling_noise(seeds, 1, (4, 8, 14, 8)), alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_seeds_and_steps_give_other_noise():

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from voxfleet.data.shards import read_manifest, read_shard, tensors
-from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.packages import load_autoencoder, load_model
 
 
@@ -113,8 +112,8 @@ def test_a_sample_can_be_made_again_from_the_packages_alone(workspace):
     row = synthetic_rows(workspace)[4]
     bundle = load_model(str(workspace.demo / "model"))
     torch.set_num_threads(row["threads"])
-    sampler = SamplerConfig(steps=4, guidance_scale=1.5)
-    latents = bundle.sample([1] * row["batch_size"], [row["seed"]] * row["batch_size"], sampler)
+    labels, seeds = ["TLE"] * row["batch_size"], [row["seed"]] * row["batch_size"]
+    latents = bundle.sample(labels, seeds, sampler="ddim", steps=4, guidance_scale=1.5)
     volume = load_autoencoder(str(workspace.demo / "vae")).decode(latents)[0, 0].numpy()
     stored = nib.load(workspace.demo / "synthetic" / row["file"]).get_fdata()
     np.testing.assert_allclose(volume, stored, atol=1e-4)

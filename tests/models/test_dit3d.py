@@ -1,15 +1,20 @@
 """DiT3D: windows against a masked oracle, shapes, independence, gradients, initial zeros."""
 
+import dataclasses
+import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from voxfleet.models import DiT3D, DiT3DConfig
-from voxfleet.models.attention import Attention, plan_windows, split_axis
+from voxfleet.models.attention import plan_windows, split_axis
+from voxfleet.models.execution import autocast, for_inference
 
 edge = st.integers(1, 9)
 shape3 = st.tuples(edge, edge, edge)
@@ -39,19 +44,56 @@ def test_split_axis_is_balanced_and_complete(length, window):
     assert len(parts) == math.ceil(length / min(window, length))
 
 
+def masked(model):
+    """The oracle: ``model`` with every token in the grid's order, attending to all under a mask of its own window."""
+    config = model.config
+    other = DiT3D(dataclasses.replace(config, window_size=None, strided_every=0, global_every=0))
+    other.load_state_dict(model.state_dict())
+    for block, kind in zip(other.blocks, config.attention, strict=True):
+        block.attention.forward = functools.partial(attend, block.attention, same_window(config, kind))
+    return other.eval()
+
+
+def same_window(config, kind):
+    axes = []
+    for length, size in zip(config.grid, config.window_size, strict=True):
+        parts = 1 if kind == "global" else math.ceil(length / min(length, size))
+        index = np.arange(length)
+        cut = [index[i::parts] for i in range(parts)] if kind == "strided" else np.array_split(index, parts)
+        axes.append(sum(number * np.isin(index, part) for number, part in enumerate(cut)))
+    labels = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+    return torch.tensor((labels[:, None] == labels[None]).all(axis=2))
+
+
+def attend(attention, mask, x):
+    B, T, E = x.shape
+    q, k, v = attention.qkv(x).reshape(B, T, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)
+    return attention.proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, T, E))
+
+
 @settings(deadline=None, max_examples=40)
+@given(
+    size=shape3,
+    patch=st.tuples(*[st.integers(1, 3)] * 3),
+    window=st.tuples(*[st.integers(1, 6)] * 3),
+    depth=st.integers(1, 4),
+    global_every=st.integers(0, 3),
+    strided_every=st.integers(0, 2),
+)
+def test_the_model_equals_one_that_attends_to_all_tokens_under_a_mask(size, patch, window, **blocks):
+    model = tiny(input_size=size, patch_size=patch, window_size=window, **blocks)
+    x, t, y = inputs(model, 2)
+    with torch.no_grad():
+        expected = masked(model)(x, t, y)
+        torch.testing.assert_close(model(x, t, y), expected, rtol=1e-5, atol=1e-5)
+
+
 @given(grid=shape3, window=shape3)
-def test_window_attention_equals_masked_global_attention(grid, window):
-    plan = plan_windows(grid, window)
-    assert sorted(plan.order) == list(range(math.prod(grid)))
-    torch.manual_seed(0)
-    attention = Attention(8, 2, plan.groups).double()
-    x = torch.randn(2, math.prod(grid), 8, dtype=torch.float64)
-    window_of = torch.cat([torch.arange(c).repeat_interleave(n) + 1000 * g for g, (c, n) in enumerate(plan.groups)])
-    q, k, v = attention.qkv(x).reshape(2, -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
-    masked = F.scaled_dot_product_attention(q, k, v, attn_mask=window_of[:, None] == window_of[None])
-    expected = attention.proj(masked.transpose(1, 2).reshape(2, -1, 8))
-    torch.testing.assert_close(attention(x), expected, rtol=0, atol=1e-12)
+def test_strided_windows_have_the_groups_of_the_others_and_every_token_once(grid, window):
+    plain, strided = plan_windows(grid, window), plan_windows(grid, window, strided=True)
+    assert strided.groups == plain.groups
+    assert sorted(strided.order) == sorted(plain.order) == list(range(math.prod(grid)))
 
 
 @settings(deadline=None, max_examples=20)
@@ -68,17 +110,47 @@ def test_windows_are_boxes_of_the_grid(grid, window):
         start += count * size
 
 
-@pytest.mark.parametrize("size", [(8, 14, 8), (7, 11, 5), (3, 4, 5)])
-@pytest.mark.parametrize("patch", [(1, 2, 4), (2, 2, 2), (4, 4, 4)])
-@pytest.mark.parametrize("window", [None, (2, 2, 2), (9, 9, 9)])
-def test_output_has_the_shape_of_the_input_and_every_parameter_a_gradient(size, patch, window):
-    model = tiny(input_size=size, patch_size=patch, window_size=window, global_every=2)
-    x, t, y = inputs(model)
+@pytest.mark.parametrize("size", [(4, 8, 14, 8), (4, 28, 34, 28), (3, 7, 11, 5), (8, 13, 9, 21)])
+@pytest.mark.parametrize("patch", [(1, 1, 1), (2, 2, 2), (4, 4, 4), (4, 2, 4), (1, 2, 3)])
+@pytest.mark.parametrize("window", [(4, 4, 4), (2, 3, 5), (40, 40, 40)])
+def test_output_has_the_size_of_the_input_and_every_parameter_a_gradient(size, patch, window):
+    tokens = math.prod(math.ceil(n / p) for n, p in zip(size[1:], patch, strict=True))
+    depth = 3 if tokens <= 10_000 else 1  # with the largest window, global attention over 27,000 tokens
+    changes = {"depth": depth, "strided_every": 2, "global_every": 3}
+    model = tiny(in_channels=size[0], input_size=size[1:], patch_size=patch, window_size=window, **changes)
+    x, t, y = inputs(model, 2)
     out = model(x, t, y)
     assert out.shape == x.shape
     out.square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
+
+
+def test_a_window_of_one_token_gives_queries_and_keys_no_gradient():
+    model = tiny(window_size=(1, 1, 1))
+    model(*inputs(model)).square().sum().backward()
+    queries, keys, values = model.blocks[0].attention.qkv.weight.grad.chunk(3)
+    assert torch.cat([queries, keys]).abs().max() < 1e-6 * values.abs().max()
+
+
+def test_padding_is_zero_going_in_and_cut_off_coming_out():
+    model = tiny(input_size=(3, 7, 11), patch_size=(4, 4, 4))
+    padded = tiny(input_size=(4, 8, 12), patch_size=(4, 4, 4))
+    x, t, y = inputs(model)
+    expected = padded(F.pad(x, (0, 1, 0, 1, 0, 1)), t, y)[:, :, :3, :7, :11]
+    torch.testing.assert_close(model(x, t, y), expected)
+
+
+def test_values_where_only_padding_is_never_matter():
+    model = tiny(input_size=(3, 7, 11), patch_size=(4, 4, 4), depth=1)
+    x, t, y = inputs(model)
+    before = model(x, t, y)
+    only_padding = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    only_padding[:, 3] = True  # the one patch along D has three real voxels
+    with torch.no_grad():
+        model.patch_embedding.weight[:, only_padding.flatten()] = 1e6
+        model.final_layer.linear.weight[only_padding.flatten()] = 1e6
+    torch.testing.assert_close(model(x, t, y), before)
 
 
 def test_a_sample_does_not_depend_on_its_batch():
@@ -110,14 +182,86 @@ def test_a_global_block_reaches_everywhere():
     assert (model(x, t, y) != before).any(dim=1).all()
 
 
-def test_a_fresh_model_answers_zero():
-    model = DiT3D(DiT3DConfig(depth=1))
+def test_strided_windows_reach_everywhere():
+    model = tiny(input_size=(8, 8, 8), strided_every=2)
+    x, t, y = inputs(model, 1)
+    before = model(x, t, y)
+    x[..., 0, 0, 0] += 1.0
+    assert (model(x, t, y) != before).any(dim=1).all()
+
+
+def test_a_block_is_global_strided_or_in_windows_by_its_number():
+    config = DiT3DConfig(depth=6, global_every=3, strided_every=2)
+    assert config.attention == ("window", "strided", "global", "strided", "window", "global")
+    assert DiT3DConfig(depth=2, window_size=None, strided_every=2).attention == ("global", "global")
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_a_fresh_model_answers_zero(learn_sigma):
+    model = DiT3D(DiT3DConfig(depth=1, learn_sigma=learn_sigma))
     x, t, y = inputs(model)
-    assert torch.equal(model(x, t, y), torch.zeros_like(x))
+    assert torch.equal(model(x, t, y), torch.zeros(3, 8 if learn_sigma else 4, 8, 14, 8))
 
 
-def test_the_seed_configuration_has_33_million_parameters():
-    assert sum(p.numel() for p in DiT3D(DiT3DConfig()).parameters()) == pytest.approx(33e6, rel=0.02)
+@pytest.mark.parametrize(("name", "millions"), [("S/4", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])
+def test_named_sizes_have_the_parameters_of_the_paper(name, millions):
+    config = DiT3DConfig.named(name, input_size=(8, 14, 8))
+    assert config.patch_size == (int(name[-1]),) * 3
+    with torch.device("meta"):
+        assert sum(p.numel() for p in DiT3D(config).parameters()) == pytest.approx(millions * 1e6, rel=0.02)
+
+
+def test_the_defaults_are_the_seeds():
+    assert DiT3DConfig.named("S/4") == DiT3DConfig()
+
+
+@pytest.mark.parametrize("name", ["M/2", "S", "S/", "S/0", "/4"])
+def test_an_unknown_size_is_refused(name):
+    with pytest.raises(ValueError, match=r"S, B, L, XL|patch_size"):
+        DiT3DConfig.named(name)
+
+
+def test_gradient_checkpointing_saves_memory_and_changes_no_gradient():
+    gradients, saved = [], []
+    for checkpointing in (False, True):
+        model = tiny(depth=4)
+        model.gradient_checkpointing = checkpointing
+        x, t, y = inputs(model)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda v, kept=kept: kept.append(v.numel()) or v, lambda v: v):
+            out = model(torch.ones_like(x), t, y).sum()
+        out.backward()
+        gradients.append([p.grad for p in model.parameters()])
+        saved.append(sum(kept))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert saved[1] < saved[0] / 3
+
+
+def test_the_model_compiles_as_one_graph_once_for_each_batch_size():
+    model = tiny(depth=4, strided_every=2, global_every=4, learn_sigma=True)
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=counter)
+    for batch in (3, 3, 6, 3, 6):
+        x, t, y = inputs(model, batch)
+        with torch.no_grad():
+            assert torch.equal(compiled(x, t.float(), y), model(x, t.float(), y))
+    assert counter.frame_count == 2
+
+
+def test_bfloat16_keeps_embeddings_and_the_stream_in_float32():
+    model = tiny(depth=2, input_size=(8, 8, 8))
+    x, t, y = inputs(model)
+    seen = []
+    model.blocks[1].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
+    with torch.no_grad():
+        exact = model(x, t, y)
+        with autocast(torch.device("cpu"), "bfloat16"):
+            cast = model(x, t, y)
+            once = for_inference(model, "bfloat16")(x, t, y)
+    assert model.blocks[0].mlp[0].weight.dtype == torch.bfloat16
+    assert seen == [torch.float32] * 3
+    assert torch.equal(cast, once)
+    assert (cast - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +271,10 @@ def test_the_seed_configuration_has_33_million_parameters():
         ({"depth": 0}, "depth is 0"),
         ({"patch_size": (0, 1, 1)}, "patch_size"),
         ({"class_dropout_prob": 1.0}, "class_dropout_prob"),
+        ({"input_size": (8, 0, 8)}, "input_size"),
+        ({"window_size": (4, 4, 0)}, "window_size"),
+        ({"strided_every": -1}, "strided_every is -1"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio"),
     ],
 )
 def test_impossible_configurations_name_the_key(changes, word):

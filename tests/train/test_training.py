@@ -36,7 +36,7 @@ def fresh():
     return TrainState.create(RECIPE.build(), OPTIM)
 
 
-def step(state, data=None, scale=None, index=None, epoch=0):
+def step(state, data=None, scale=None, index=None, epoch=0, recipe=RECIPE):
     data = batch() if data is None else data
     rows = len(data["label"])
     index = torch.arange(rows) if index is None else index
@@ -44,7 +44,7 @@ def step(state, data=None, scale=None, index=None, epoch=0):
     return train_step(
         state,
         state.model,
-        RECIPE,
+        recipe,
         data,
         Draws(0, epoch, index),
         scale=scale,
@@ -100,6 +100,32 @@ def test_the_gradient_of_parts_adds_up_to_that_of_the_batch():
             (RECIPE.loss(model, rows, Draws(0, 0, torch.arange(4)[part])).sum() / 4).backward()
         gradients.append(model.final_layer.linear.weight.grad)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "diffusion"),
+    [
+        ({"learn_sigma": True}, {"schedule": "cosine", "target": "epsilon"}),
+        ({"learn_sigma": True}, {"zero_terminal_snr": True, "target": "v"}),
+        ({}, {"schedule": "flow", "target": "v", "time_density": "logit-normal"}),
+        ({}, {"schedule": "flow", "target": "x0", "weighting": "v"}),
+        ({"strided_every": 1}, {"target": "x0", "weighting": "min-snr"}),
+    ],
+    ids=str,
+)
+def test_every_process_trains(model, diffusion):
+    recipe = dataclasses.replace(
+        RECIPE,
+        model=dataclasses.replace(RECIPE.model, **model),
+        diffusion=DiffusionConfig(**diffusion),
+        gradient_checkpointing=True,
+    )
+    torch.manual_seed(0)
+    state = TrainState.create(recipe.build(), OPTIM)
+    losses = [step(state, recipe=recipe).item() for _ in range(20)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.95 * losses[0]
+    assert recipe.validate(state.model, batch(), Draws(0, 0, torch.arange(4)))["loss"].shape == (4,)
 
 
 def test_labels_are_dropped_at_the_configured_rate():

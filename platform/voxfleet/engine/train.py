@@ -25,7 +25,13 @@ def run(config: TrainConfig) -> None:
         kind="model",
         manifest=manifest,
         columns=("mu", "logvar"),
-        recipe=DiffusionRecipe(config.model, config.diffusion, tuple(manifest.mean), tuple(manifest.std)),
+        recipe=DiffusionRecipe(
+            config.model,
+            config.diffusion,
+            tuple(manifest.mean),
+            tuple(manifest.std),
+            gradient_checkpointing=config.gradient_checkpointing,
+        ),
         weights=dict,
         document={
             "diffusion": as_document(config.diffusion),

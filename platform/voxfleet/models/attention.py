@@ -7,6 +7,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,17 +39,20 @@ def split_axis(length: int, window: int) -> list[int]:
     return [small + 1] * larger + [small] * (parts - larger)
 
 
-def plan_windows(grid: Shape3, window: Shape3 | None) -> WindowPlan:
-    """Cut a token grid into windows of at most ``window`` tokens an edge; None is one window over everything."""
-    tokens = torch.arange(math.prod(grid)).reshape(grid)
-    window = window or grid
-    edges = [split_axis(length, size) for length, size in zip(grid, window, strict=True)]
-    windows = [
-        part.flatten().tolist()
-        for slab in tokens.split(edges[0], 0)
-        for row in slab.split(edges[1], 1)
-        for part in row.split(edges[2], 2)
-    ]
+def plan_windows(grid: Shape3, window: Shape3 | None, *, strided: bool = False) -> WindowPlan:
+    """Cut a token grid into windows of at most ``window`` tokens an edge; None is one window over everything.
+
+    Windows are boxes, or, ``strided``, every k-th token along each axis, for k windows along it: those reach across
+    the whole grid. Both forms have the same groups (MaxViT calls them block and grid attention: Tu et al., 2022).
+    """
+    tokens = np.arange(math.prod(grid)).reshape(grid)
+    cuts = []  # of each axis, the parts: slices of it
+    for length, size in zip(grid, window or grid, strict=True):
+        edges = split_axis(length, size)
+        ends = list(itertools.accumulate(edges))
+        boxes = [slice(end - edge, end) for end, edge in zip(ends, edges, strict=True)]
+        cuts.append([slice(i, None, len(edges)) for i in range(len(edges))] if strided else boxes)
+    windows = [tokens[part].flatten().tolist() for part in itertools.product(*cuts)]
     windows.sort(key=len, reverse=True)  # stable: windows of one size keep their order
     groups = [(len(list(same)), size) for size, same in itertools.groupby(windows, key=len)]
     return WindowPlan(order=tuple(itertools.chain.from_iterable(windows)), groups=tuple(groups))

@@ -1,4 +1,4 @@
-"""DiT3D: a diffusion transformer for volumes, with window attention.
+"""DiT3D: a diffusion transformer for volumes, with global, window and strided attention.
 
 Peebles & Xie, "Scalable Diffusion Models with Transformers" (2023): adaLN-zero blocks; in three dimensions as in
 Mo et al., "DiT-3D" (2023). Letters: B batch, C channels, D/H/W voxels, T tokens, E width.
@@ -6,11 +6,13 @@ Mo et al., "DiT-3D" (2023). Letters: B batch, C channels, D/H/W voxels, T tokens
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from voxfleet.models.attention import Attention, Shape3, plan_windows
 from voxfleet.models.embeddings import TimestepEmbedding, sincos_position
@@ -31,8 +33,11 @@ class DiT3DConfig:
         mlp_ratio: hidden width of a block's MLP over hidden_size.
         window_size: largest window of tokens along (D, H, W) that attend to each other; null for global attention.
         global_every: every so many blocks, one attends globally; 0 for none.
+        strided_every: every so many blocks, one attends in windows of tokens from all over the grid; 0 for none. Where
+            both fall on a block, it is global.
         num_classes: number of labels; the label of this value means "no label".
         class_dropout_prob: share of training draws whose label is replaced by "no label" (for guidance).
+        learn_sigma: answer the variance of a denoising step too, in channels after those of the target.
     """
 
     in_channels: int = 4
@@ -44,8 +49,10 @@ class DiT3DConfig:
     mlp_ratio: float = 4.0
     window_size: Shape3 | None = (4, 4, 4)
     global_every: int = 0
+    strided_every: int = 0
     num_classes: int = 2
     class_dropout_prob: float = 0.1
+    learn_sigma: bool = False
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "hidden_size", "depth", "num_heads", "num_classes"):
@@ -58,8 +65,9 @@ class DiT3DConfig:
             raise ValueError(f"num_heads is {self.num_heads}; it must divide hidden_size ({self.hidden_size})")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0")
-        if self.global_every < 0:
-            raise ValueError(f"global_every is {self.global_every}; it must be 0 (none) or more")
+        for name in ("global_every", "strided_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
         if not 0 <= self.class_dropout_prob < 1:
             raise ValueError(f"class_dropout_prob is {self.class_dropout_prob}; it must be in [0, 1)")
 
@@ -68,6 +76,48 @@ class DiT3DConfig:
         """Tokens along (D, H, W)."""
         d, h, w = (math.ceil(n / p) for n, p in zip(self.input_size, self.patch_size, strict=True))
         return d, h, w
+
+    @property
+    def patch_numbers(self) -> int:
+        """Numbers of the latents that one token stands for."""
+        return self.in_channels * math.prod(self.patch_size)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the answer."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """How each block attends: "global", "strided" or "window"."""
+
+        def kind(number: int) -> str:
+            if self.window_size is None or (self.global_every and number % self.global_every == 0):
+                return "global"
+            return "strided" if self.strided_every and number % self.strided_every == 0 else "window"
+
+        return tuple(kind(i + 1) for i in range(self.depth))
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> "DiT3DConfig":
+        """The configuration called ``name``, such as "S/4": a size of SIZES and the edge of a cubic patch.
+
+        Raises:
+            ValueError: if there is no such size.
+        """
+        size, _, edge = name.partition("/")
+        if size not in SIZES or not edge.isdigit():
+            raise ValueError(f"{name!r} is no size and patch; write {', '.join(SIZES)}, '/', the edge of a patch: S/4")
+        return cls(**{**SIZES[size], "patch_size": (int(edge),) * 3, **changes})
+
+
+# Peebles & Xie, table 1
+SIZES: dict[str, dict[str, int]] = {
+    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
+    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
+    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
+}
 
 
 class Block(nn.Module):
@@ -105,28 +155,41 @@ class FinalLayer(nn.Module):
 
 
 class DiT3D(nn.Module):
-    """The denoiser: ``model(x, t, y)`` with x (B, C, D, H, W), t (B,), y (B,) int, gives (B, C, D, H, W)."""
+    """The denoiser: ``model(x, t, y)`` with x (B, C, D, H, W), t (B,), y (B,) int, gives (B, C, D, H, W).
+
+    With learn_sigma the answer has 2 C channels: the target's, then the variance's. ``gradient_checkpointing`` computes
+    the blocks again in the backward pass instead of keeping what is inside them: less memory, a third more time.
+    """
 
     order: Tensor
     inverse: Tensor
+    to_strided: Tensor
+    to_window: Tensor
     position: Tensor
 
     def __init__(self, config: DiT3DConfig) -> None:
         super().__init__()
         self.config = config
-        E, numbers = config.hidden_size, config.in_channels * math.prod(config.patch_size)
-        tokens = math.prod(config.grid)
+        self.gradient_checkpointing = False
+        E, voxels = config.hidden_size, math.prod(config.patch_size)
         plan = plan_windows(config.grid, config.window_size)
         order = torch.tensor(plan.order)
-        self.register_buffer("order", order, persistent=False)  # grid order -> window order
-        self.register_buffer("inverse", order.argsort(), persistent=False)
+        strided = torch.tensor(plan_windows(config.grid, config.window_size, strided=True).order)
+        orders = {
+            "order": order,  # grid order -> window order
+            "inverse": order.argsort(),
+            "to_strided": order.argsort()[strided],  # window order -> strided order
+            "to_window": strided.argsort()[order],
+        }
+        for name, value in orders.items():
+            self.register_buffer(name, value, persistent=False)
         self.register_buffer("position", sincos_position(config.grid, E)[order], persistent=False)
-        self.patch_embedding = xavier(nn.Linear(numbers, E))
+        self.patch_embedding = xavier(nn.Linear(config.patch_numbers, E))
         self.timestep_embedding = TimestepEmbedding(E)
         self.label_embedding = nn.Embedding(config.num_classes + 1, E)
-        is_global = [config.global_every > 0 and (i + 1) % config.global_every == 0 for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config, ((1, tokens),) if every else plan.groups) for every in is_global)
-        self.final_layer = FinalLayer(E, numbers)
+        whole = ((1, len(order)),)
+        self.blocks = nn.ModuleList(Block(config, whole if k == "global" else plan.groups) for k in config.attention)
+        self.final_layer = FinalLayer(E, config.out_channels * voxels)
         nn.init.normal_(self.label_embedding.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -138,12 +201,25 @@ class DiT3D(nn.Module):
         expected = (self.config.in_channels, *self.config.input_size)
         if x.shape[1:] != expected:
             raise ValueError(f"latents have shape {tuple(x.shape[1:])}; this model takes {expected}")
-        tokens = self.patch_embedding(self._patches(x)[:, self.order])  # (B, T, E), in window order
-        tokens = tokens + self.position.to(tokens.dtype)
+        # float32 position and timestep keep the stream between the blocks in float32 under autocast
+        tokens = self.patch_embedding(self._patches(x)[:, self.order]) + self.position  # (B, T, E), in window order
         condition = F.silu(self.timestep_embedding(t) + self.label_embedding(y))  # (B, E)
-        for block in self.blocks:
-            tokens = block(tokens, condition)
+        arranged = "window"
+        for block, kind in zip(self.blocks, self.config.attention, strict=True):
+            if kind not in (arranged, "global"):  # a global block takes any order
+                tokens, arranged = self._rearranged(tokens, kind), kind
+            tokens = self._run(block, tokens, condition)
+        if arranged != "window":
+            tokens = self._rearranged(tokens, "window")
         return self._volume(self.final_layer(tokens, condition)[:, self.inverse])
+
+    def _rearranged(self, tokens: Tensor, kind: str) -> Tensor:
+        return tokens[:, self.to_strided if kind == "strided" else self.to_window]
+
+    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, condition, use_reentrant=False)
+        return block(tokens, condition)
 
     def _patches(self, x: Tensor) -> Tensor:
         d, h, w = self.config.patch_size

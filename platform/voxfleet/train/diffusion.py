@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from voxfleet.diffusion.losses import denoising_loss
 from voxfleet.diffusion.noise import Draws
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.models import DiT3D, DiT3DConfig
@@ -25,10 +26,13 @@ class DiffusionRecipe:
     diffusion: DiffusionConfig
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    gradient_checkpointing: bool = False
 
     def build(self) -> nn.Module:
         """A freshly initialised DiT3D."""
-        return DiT3D(self.model)
+        model = DiT3D(self.model)
+        model.gradient_checkpointing = self.gradient_checkpointing
+        return model
 
     def latents(self, batch: Batch, draws: Draws) -> Tensor:
         """A standardised draw from each sample's posterior, (B, C, D, H, W)."""
@@ -37,22 +41,22 @@ class DiffusionRecipe:
         return (x - _channels(self.mean, x)) / _channels(self.std, x)
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Mean squared error of the target, (B,), with labels dropped for guidance."""
+        """Loss of the target, (B,), with labels dropped for guidance."""
         dropped = draws.uniform(LABEL) < self.model.class_dropout_prob
         labels = torch.where(dropped, self.model.num_classes, batch["label"])
-        return self._error(model, batch, labels, draws)
+        return self._loss(model, batch, labels, draws)
 
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """The same error with every label kept, as ``loss`` (B,)."""
-        return {"loss": self._error(model, batch, batch["label"], draws)}
+        """The same loss with every label kept, as ``loss`` (B,)."""
+        return {"loss": self._loss(model, batch, batch["label"], draws)}
 
-    def _error(self, model: nn.Module, batch: Batch, labels: Tensor, draws: Draws) -> Tensor:
+    def _loss(self, model: nn.Module, batch: Batch, labels: Tensor, draws: Draws) -> Tensor:
         process = Process(self.diffusion)
         x0 = self.latents(batch, draws)
         noise = draws.normal(NOISE, tuple(x0.shape[1:]))
-        t = (draws.uniform(TIMESTEP) * self.diffusion.timesteps).long()
+        t = process.draw_timesteps(draws.uniform(TIMESTEP))
         out = model(process.q_sample(x0, t, noise), t, labels)
-        return (out.float() - process.target(x0, noise)).square().flatten(1).mean(dim=1)
+        return denoising_loss(process, out, x0, noise, t)
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from voxfleet.diffusion.noise import Draws
+from voxfleet.models.execution import autocast, check_precision
 from voxfleet.train.optim import OptimConfig, learning_rate
 from voxfleet.train.state import TrainState
 
 Batch = dict[str, Tensor]
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,7 @@ class TrainerConfig:
         for name in ("epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.precision not in ("auto", *PRECISIONS):
-            raise ValueError(f"precision is {self.precision!r}; it must be one of auto, {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
 
@@ -60,14 +58,6 @@ class Recipe(Protocol):
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Measures of each sample of the validation split, each (B,); the draws are the same at every validation."""
         ...
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of ``precision`` on ``device``."""
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def train_step(

@@ -1,0 +1,51 @@
+"""How a network is run: in which precision, and compiled or not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+MODES: dict[str, Callable[[nn.Module], Any]] = {
+    "eager": lambda network: network,
+    "compiled": lambda network: torch.compile(network, fullgraph=True, dynamic=False),
+    # CUDA graphs: no time lost between kernels, which bounds small batches
+    "graphs": lambda network: torch.compile(network, fullgraph=True, dynamic=False, mode="reduce-overhead"),
+}
+
+
+def check_precision(precision: str) -> None:
+    """Make sure that there is such a precision.
+
+    Raises:
+        ValueError: lists those that there are.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision is {precision!r}; it must be one of auto, {', '.join(PRECISIONS)}")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``precision``, where "auto" is bfloat16 on a GPU and float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of ``precision`` on ``device``."""
+    dtype = PRECISIONS[resolve_precision(precision, device)]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def for_inference(model: nn.Module, precision: str) -> nn.Module:
+    """``model`` with the linear weights of its ``blocks`` in ``precision``, once, instead of at each call by autocast.
+
+    The values are those that autocast computes with; embeddings and the last layer stay in float32.
+    """
+    dtype = PRECISIONS[precision]
+    if dtype is not None:
+        for layer in model.get_submodule("blocks").modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(dtype)
+    return model.eval()

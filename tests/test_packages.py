@@ -1,0 +1,118 @@
+"""Packages from Python: what is loaded samples as it was trained, in every sampler, precision and mode."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import voxfleet
+from voxfleet.diffusion.process import DiffusionConfig
+from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS, SamplerConfig
+from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.packages import architecture, write_package
+
+MODEL = DiT3DConfig(in_channels=2, input_size=(4, 6, 4), patch_size=(2, 2, 2), hidden_size=24, depth=2, num_heads=2)
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Writes a package of a random network; gives its folder."""
+
+    def write(diffusion=None, **changes):
+        config = dataclasses.replace(MODEL, **changes)
+        model = DiT3D(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        document = {
+            "architecture": architecture(config),
+            "diffusion": dataclasses.asdict(diffusion or DiffusionConfig(target="x0")),
+            "mean": [1.0, 2.0],
+            "std": [0.5, 3.0],
+            "geometry": {},
+            "classes": ["HC", "TLE"],
+            "limits": {},
+            "autoencoder": None,
+        }
+        write_package(str(tmp_path / "model"), "model", model.state_dict(), document)
+        return str(tmp_path / "model")
+
+    return write
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sample_depends_on_its_label_and_seed_alone(package, sampler):
+    diffusion = DiffusionConfig(schedule="flow" if sampler in FLOW_SAMPLERS else "cosine", target="v")
+    bundle = voxfleet.load_model(package(diffusion))
+    options = {"sampler": sampler, "steps": 4, "guidance_scale": 2.0}
+    together = bundle.sample(["HC", "TLE", "TLE"], [5, 6, 7], **options)
+    assert together.shape == (3, 2, 4, 6, 4)
+    torch.testing.assert_close(bundle.sample([1], [6], **options)[0], together[1], rtol=1e-5, atol=1e-5)
+    swapped = bundle.sample(["TLE", "TLE", "HC"], [7, 6, 5], **options)
+    torch.testing.assert_close(swapped.flip(0), together, rtol=1e-5, atol=1e-5)
+    same_place = bundle.sample(["TLE", "TLE", "HC"], [9, 6, 4], **options)
+    assert torch.equal(same_place[1], together[1])
+    other = bundle.sample(["TLE", "HC", "TLE"], [5, 6, 8], **options)
+    assert not any(torch.equal(a, b) for a, b in zip(other, together, strict=True))
+
+
+def test_samples_are_given_in_the_units_of_the_latents(package):
+    bundle = voxfleet.load_model(package())
+    plain = dataclasses.replace(bundle, mean=(0.0, 0.0), std=(1.0, 1.0)).sample([0], [1], steps=3)
+    found = bundle.sample([0], [1], steps=3)
+    torch.testing.assert_close(found[:, 0], plain[:, 0] * 0.5 + 1)
+    torch.testing.assert_close(found[:, 1], plain[:, 1] * 3 + 2)
+
+
+def test_a_configuration_and_its_fields_say_the_same(package):
+    bundle = voxfleet.load_model(package())
+    config = SamplerConfig(name="ddim", steps=3, eta=0.5, guidance_interval=(0.2, 0.9))
+    assert torch.equal(
+        bundle.sample([0], [1], config),
+        bundle.sample([0], [1], sampler="ddim", steps=3, eta=0.5, guidance_interval=(0.2, 0.9)),
+    )
+
+
+def test_a_learned_variance_is_used_by_ddpm(package):
+    bundle = voxfleet.load_model(package(learn_sigma=True))
+    learned, large = (bundle.sample([0], [1], sampler="ddpm", steps=4, variance=v) for v in ("small", "large"))
+    assert learned.shape == (1, 2, 4, 6, 4)
+    assert not torch.equal(learned, large)
+
+
+def test_bfloat16_is_near_float32(package):
+    folder = package()
+    exact, rounded = (voxfleet.load_model(folder, precision=p).sample([0], [1], steps=3) for p in ("auto", "bfloat16"))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().mean() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "word"),
+    [
+        ((["MS"], [1]), {}, r"'MS' is not known; the classes are HC, TLE"),
+        (([2], [1]), {}, r"2 is not known"),
+        ((["HC"], [1, 2]), {}, r"1 labels and 2 seeds"),
+        ((["HC"], [1]), {"sampler": "euler"}, r"schedule linear takes one of ddpm, ddim, dpm-solver\+\+"),
+        ((["HC"], [1]), {"steps": 1001}, r"1000 timesteps"),
+    ],
+)
+def test_bad_requests_say_what_is_allowed(package, arguments, options, word):
+    bundle = voxfleet.load_model(package())
+    with pytest.raises(ValueError, match=word):
+        bundle.sample(*arguments, **options)
+
+
+@pytest.mark.parametrize(("options", "word"), [({"mode": "fast"}, "eager"), ({"precision": "int8"}, "bfloat16")])
+def test_an_unknown_mode_or_precision_lists_the_known_ones(package, options, word):
+    with pytest.raises(ValueError, match=word):
+        voxfleet.load_model(package(), **options)
+
+
+@pytest.mark.slow
+def test_compiled_sampling_gives_what_eager_does(package):
+    folder = package(strided_every=2, window_size=(2, 2, 2))
+    eager, compiled = (
+        voxfleet.load_model(folder, mode=m).sample([0, 1], [1, 2], steps=4) for m in ("eager", "compiled")
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
