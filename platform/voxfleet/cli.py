@@ -31,6 +31,8 @@ JOBS = {
     "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
     "generate": Job("GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
+    "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
+    "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
 }
 
 
@@ -58,7 +60,7 @@ def run_job(job: str, config: Any) -> None:
 
 def usage() -> str:
     """What `voxfleet --help` prints."""
-    lines = [f"  {name:<10} {job.help}" for name, job in JOBS.items()]
+    lines = [f"  {name:<13} {job.help}" for name, job in JOBS.items()]
     return "\n".join(
         [
             "usage: voxfleet JOB --config FILE [--key.sub value ...]",

@@ -1,6 +1,5 @@
 """The configuration of each job: one frozen dataclass, made of those that stand beside each component."""
 
-import math
 from dataclasses import dataclass, field
 
 from voxfleet import storage
@@ -9,13 +8,15 @@ from voxfleet.data.campaign import CampaignConfig
 from voxfleet.data.cohort import SimulationConfig
 from voxfleet.data.preprocess import PreprocessConfig
 from voxfleet.data.sources import SourceConfig, SplitConfig
-from voxfleet.diffusion.process import DiffusionConfig
+from voxfleet.diffusion.process import FLOW, DiffusionConfig
 from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.models import DiT3DConfig
+from voxfleet.models.execution import MODES, check_precision
 from voxfleet.models.vae import AutoencoderConfig
 from voxfleet.tracking.base import TrackingConfig
 from voxfleet.train.autoencoder import AutoencoderLossConfig
 from voxfleet.train.optim import OptimConfig
+from voxfleet.train.speed import NETWORKS, BenchmarkCase
 from voxfleet.train.step import TrainerConfig
 
 
@@ -156,16 +157,23 @@ class TrainConfig(TrainingConfig):
 
     Args:
         model: the network; its input_size, in_channels and num_classes must be those of the latents.
-        diffusion: the noise and the target.
+        diffusion: the noise, the target and the loss.
+        gradient_checkpointing: compute each block again in the backward pass: less memory, a third more time.
     """
 
     model: DiT3DConfig = field(default_factory=DiT3DConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.learn_sigma and self.diffusion.schedule == FLOW:
+            raise ValueError("model.learn_sigma is true, but diffusion.schedule flow has no variance; set it to false")
 
     @property
     def warning(self) -> str | None:
         """What will not work although it is allowed: noise of a patch that the tokens cannot hold."""
-        numbers = self.model.in_channels * math.prod(self.model.patch_size)
+        numbers = self.model.patch_numbers
         if self.diffusion.target == "x0" or numbers <= self.model.hidden_size:
             return None
         return (
@@ -228,3 +236,64 @@ class EvaluateConfig:
     commands: tuple[str, ...] = ()
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummaryConfig:
+    """Show a DiT3D's tokens, windows, parameters and FLOPs.
+
+    Args:
+        model: the network.
+        size: a named size and patch such as S/4 (S, B, L or XL), instead of those of model.
+    """
+
+    model: DiT3DConfig = field(default_factory=DiT3DConfig)
+    size: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            try:
+                DiT3DConfig.named(self.size)
+            except ValueError as error:
+                raise ValueError(f"size: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measure forward pass, training step and sampling on whatever device is there.
+
+    Args:
+        output: folder of the figures, the table and the plot.
+        model: the DiT3D; the cases say its input and patch size.
+        cases: shapes and batches to measure.
+        networks: what is compared: configured (the DiT3D of model), global (the same with global attention in every
+            block), unet (MONAI's DiffusionModelUNet).
+        modes: eager, compiled, or graphs (compiled, with CUDA graphs; left out where there is no GPU).
+        sampler: the trajectory that sample measures.
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
+        repeats: timings of each; the median is shown.
+        resources: where the job runs; with several workers, that many cases are measured at once.
+        tracking: where its record goes.
+    """
+
+    output: str
+    model: DiT3DConfig = field(default_factory=DiT3DConfig)
+    cases: tuple[BenchmarkCase, ...] = (BenchmarkCase(),)
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    modes: tuple[str, ...] = ("eager", "compiled")
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    precision: str = "auto"
+    repeats: int = 5
+    resources: ResourcesConfig = field(default_factory=lambda: ResourcesConfig(workers=1))
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for key, known in (("networks", NETWORKS), ("modes", MODES)):
+            chosen = getattr(self, key)
+            if not chosen or not set(chosen) <= set(known):
+                raise ValueError(f"{key} is {list(chosen)}; it must be some of {', '.join(known)}")
+        if not self.cases:
+            raise ValueError("cases is empty; give at least one, such as [{input_size: [8,14,8], batch_size: 8}]")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+        check_precision(self.precision)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 
 _REDRAW_S, _LOG_EVERY_S = 0.2, 30.0
 
@@ -10,6 +11,12 @@ def say(line: str) -> None:
     """One line for the user."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def show(lines: Iterable[str]) -> None:
+    """What was asked for, where a pipe can take it."""
+    sys.stdout.writelines(line + "\n" for line in lines)
+    sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ def mosaic(volumes: np.ndarray, titles: Sequence[str]) -> bytes:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.subplots_adjust(left=0.005, right=0.995, top=0.93, bottom=0.005, wspace=0.03, hspace=0.03)
-    return _png(figure)
+    return png(figure)
 
 
 def loss_curves(history: list[dict[str, float]], title: str) -> bytes:
@@ -46,10 +46,11 @@ def loss_curves(history: list[dict[str, float]], title: str) -> bytes:
             axis.set_yscale("log")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as PNG; closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
