@@ -3,6 +3,8 @@
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from voxfleet.report.figures import png
 
@@ -52,25 +54,52 @@ def _times(edges: list[int] | None) -> str:
 
 
 def figure(rows: list[Row]) -> bytes:
-    """A panel of bars for each kind of work: the share of the matrix rate, and samples/s written on each bar."""
-    works = list(dict.fromkeys(row["work"] for row in rows))
-    most = max(sum(row["work"] == work for row in rows) for work in works)
-    size = (7.5, 1.0 + (0.32 * most + 0.9) * len(works))
-    canvas, axes = plt.subplots(len(works), 1, figsize=size, squeeze=False, sharex=True)
-    for axis, work in zip(axes[:, 0], works, strict=True):
-        chosen = [row for row in rows if row["work"] == work]
-        colours = dict(zip(dict.fromkeys(row["network"] for row in chosen), ("C0", "C1", "C2"), strict=False))
-        shares = [row["share"] or 0.0 for row in chosen]
-        axis.barh(range(len(chosen)), shares, color=[colours[row["network"]] for row in chosen], height=0.7)
-        for place, (row, share) in enumerate(zip(chosen, shares, strict=True)):
-            text = "out of memory" if row["seconds"] is None else f" {row['samples_per_s']:.3g}/s"
-            axis.text(share, place, text, va="center", fontsize=7)
-        names = [f"{row['network']}, {row['mode']}, {_times(row['input_size'])} x{row['batch_size']}" for row in chosen]
-        axis.set_yticks(range(len(chosen)), names, fontsize=7)
-        axis.invert_yaxis()
-        axis.margins(x=0.12)
-        axis.set_title(work, fontsize=9, loc="left")
-        axis.grid(axis="x", alpha=0.3)
-    axes[-1, 0].set_xlabel(f"share of the matrix rate of {rows[0]['device']}", fontsize=8)
+    """A panel of bars for each kind of work, and where grids differ, one of the time a token."""
+    works = {name: [row for row in rows if row["work"] == name] for name in dict.fromkeys(row["work"] for row in rows)}
+    heights = [0.7 + 0.3 * len(chosen) for chosen in works.values()]
+    grids = [row for row in rows if row["us_per_token"]]
+    if len({row["tokens"] for row in grids}) > 1:
+        heights.append(2.6)
+    size = (7.5, 0.6 + sum(heights))
+    canvas, axes = plt.subplots(len(heights), 1, figsize=size, squeeze=False, height_ratios=heights)
+    for axis, (work, chosen) in zip(axes[:, 0], works.items(), strict=False):
+        _bars(axis, work, chosen)
+    if len(heights) > len(works):
+        _per_token(axes[-1, 0], grids)
     canvas.tight_layout()
     return png(canvas)
+
+
+def _bars(axis: Axes, work: str, rows: list[Row]) -> None:
+    """The share of the matrix rate, with samples/s written at the end of each bar."""
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row["network"] for row in rows))}
+    shares = [row["share"] or 0.0 for row in rows]
+    axis.barh(range(len(rows)), shares, color=[colours[row["network"]] for row in rows], height=0.7)
+    for place, (row, share) in enumerate(zip(rows, shares, strict=True)):
+        text = "out of memory" if row["seconds"] is None else f"{row['samples_per_s']:.3g}/s"
+        axis.text(share, place, f" {text}", va="center", fontsize=7)
+    names = [f"{row['network']}, {row['mode']}, {_times(row['input_size'])}, batch {row['batch_size']}" for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_title(f"{work}: share of the matrix rate, {rows[0]['device']}", fontsize=8, loc="left")
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _per_token(axis: Axes, rows: list[Row]) -> None:
+    """The time a token against the tokens of a sample, a line for each work, network and mode."""
+    for name in dict.fromkeys((row["work"], row["network"], row["mode"]) for row in rows):
+        points = sorted(
+            (row["tokens"], row["us_per_token"]) for row in rows if (row["work"], row["network"], row["mode"]) == name
+        )
+        axis.loglog(*zip(*points, strict=True), marker=".", lw=1.2, label=", ".join(name))
+    tokens = sorted({row["tokens"] for row in rows})
+    axis.set_xticks(tokens, [f"{number:,}" for number in tokens])
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(labelsize=7, which="both")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("tokens of a sample", fontsize=8)
+    axis.set_ylabel("µs a token", fontsize=8)
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)

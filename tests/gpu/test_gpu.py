@@ -1,0 +1,54 @@
+"""What only a GPU can show: CUDA_VISIBLE_DEVICES=0 .venv/bin/pytest tests/gpu. Without one they are skipped."""
+
+import pytest
+import torch
+
+from voxfleet.diffusion.noise import Draws, sampling_noise
+from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.models.execution import MODES, autocast, for_inference
+from voxfleet.train.speed import BenchmarkCase, measure
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda")
+MODEL = DiT3DConfig(hidden_size=96, depth=2, num_heads=4, patch_size=(2, 2, 2), strided_every=2)
+
+
+def test_noise_is_that_of_the_cpu_to_float_rounding():
+    seeds = torch.tensor([0, 5, 2**62 + 3])
+    on_cpu, on_gpu = (sampling_noise(seeds.to(device), 3, (4, 8, 14, 8)).cpu() for device in ("cpu", GPU))
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-6, atol=1e-6)
+    uniform = [Draws(1, 2, torch.arange(9, device=device)).uniform(0).cpu() for device in ("cpu", GPU)]
+    assert torch.equal(*uniform)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_the_answer_of_the_cpu(mode):
+    torch.manual_seed(0)
+    model = DiT3D(MODEL)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    x, t, y = torch.randn(4, 4, 8, 14, 8), torch.arange(4) * 100.0, torch.arange(4) % 2
+    with torch.inference_mode():
+        expected = model(x, t, y)
+        network = MODES[mode](for_inference(model, "bfloat16").to(GPU))
+        with autocast(GPU, "bfloat16"):
+            found = [network(x.to(GPU), t.to(GPU), y.to(GPU)).float().cpu() for _ in range(3)][-1]
+    assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("work", ["forward", "train", "sample"])
+def test_every_work_is_measured_in_every_mode(work):
+    rows = measure(
+        BenchmarkCase(batch_size=4),
+        work,
+        MODEL,
+        networks=("configured", "unet"),
+        modes=tuple(MODES),
+        sampler=SamplerConfig(steps=2),
+        precision="bfloat16",
+        repeats=1,
+        device=GPU,
+    )
+    assert [row["mode"] for row in rows] == [*MODES, *MODES]
+    assert all(row["share"] > 0 for row in rows)
