@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import voxfleet
+from voxfleet.diffusion.guidance import guided
+from voxfleet.diffusion.noise import sampling_noise
 from voxfleet.diffusion.process import DiffusionConfig
-from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS, SamplerConfig
+from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS, SamplerConfig, sample, sampler_table
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.packages import architecture, write_package
 
@@ -72,11 +74,21 @@ def test_a_configuration_and_its_fields_say_the_same(package):
     )
 
 
-def test_a_learned_variance_is_used_by_ddpm(package):
-    bundle = voxfleet.load_model(package(learn_sigma=True))
-    learned, large = (bundle.sample([0], [1], sampler="ddpm", steps=4, variance=v) for v in ("small", "large"))
-    assert learned.shape == (1, 2, 4, 6, 4)
-    assert not torch.equal(learned, large)
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_ddpm_draws_the_noise_of_each_seed_with_the_variance_that_was_learned(package, learn_sigma):
+    bundle = voxfleet.load_model(package(learn_sigma=learn_sigma))
+    found = dataclasses.replace(bundle, mean=(0.0, 0.0), std=(1.0, 1.0)).sample([0, 1], [8, 9], "ddpm", steps=4)
+    config = SamplerConfig(name="ddpm", steps=4)
+    seeds, shape = torch.tensor([8, 9]), (2, 4, 6, 4)
+    with torch.inference_mode():
+        expected = sample(
+            guided(bundle.model, torch.tensor([0, 1]), null=2),
+            sampler_table(config, bundle.process),
+            sampling_noise(seeds, 0, shape),
+            lambda step: sampling_noise(seeds, step, shape),
+        )
+        assert bundle.model(expected, seeds, seeds * 0).shape[1] == (4 if learn_sigma else 2)
+    assert torch.equal(found, expected)
 
 
 def test_bfloat16_is_near_float32(package):
