@@ -71,10 +71,3 @@ def test_exit_codes(monkeypatch, capsys, error, code):
     assert main(["cohort", "--output", "x"]) == code
     shown = capsys.readouterr().err
     assert ("Traceback" in shown) == (code == 1)
-
-
-def test_a_warning_for_noise_that_the_tokens_cannot_hold():
-    common = ["--name", "n", "--output", "o", "--data", "d", "--model.hidden_size", "192", "--model.num_heads", "6"]
-    assert "256 numbers" in parse("train", common).warning
-    assert parse("train", [*common, "--diffusion.target", "x0"]).warning is None
-    assert parse("train", [*common, "--model.patch_size", "[2,2,2]"]).warning is None

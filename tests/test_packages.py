@@ -107,6 +107,7 @@ def test_bfloat16_is_near_float32(package):
         ((["HC"], [1, 2]), {}, r"1 labels and 2 seeds"),
         ((["HC"], [1]), {"sampler": "euler"}, r"schedule linear takes one of ddpm, ddim, dpm-solver\+\+"),
         ((["HC"], [1]), {"steps": 1001}, r"1000 timesteps"),
+        ((["HC"], [1]), {"step": 10}, r"'step' is not known; the options are steps, guidance_scale"),
     ],
 )
 def test_bad_requests_say_what_is_allowed(package, arguments, options, word):

@@ -158,6 +158,9 @@ class ModelBundle:
             ValueError: if a label or an option is not known, or the sampler not one of this model's process.
         """
         config = SamplerConfig(name=sampler) if isinstance(sampler, str) else sampler
+        known = [field.name for field in dataclasses.fields(config) if field.name != "name"]
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"option {unknown[0]!r} is not known; the options are {', '.join(known)}")
         table = sampler_table(dataclasses.replace(config, **options), self.process)
         device = next(self.model.parameters()).device
         shape = (self.model.config.in_channels, *self.model.config.input_size)
@@ -188,7 +191,8 @@ def load_model(
         folder: the package.
         device: where the network runs.
         precision: float32, bfloat16, or auto (bfloat16 on a GPU, float32 elsewhere).
-        mode: eager, compiled, or graphs (compiled, with CUDA graphs). Each batch size compiles once.
+        mode: eager, compiled, or graphs (compiled, with CUDA graphs). Each batch size compiles once, and once more
+            where only a part of the timesteps is guided.
 
     Raises:
         UserError: if the package is missing or damaged.

@@ -32,18 +32,25 @@ def test_the_benchmark_writes_a_table_figures_and_a_plot_once(benchmark, capsys)
     assert [row["tokens"] for row in document["rows"]] == [12] * 4
     assert all(row["share"] > 0 for row in document["rows"])
     assert (benchmark.folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert (benchmark.folder / "benchmark.txt").read_text().splitlines() == lines
     assert benchmark() == 0
-    assert "nothing to do" in capsys.readouterr().err
+    again = capsys.readouterr()
+    assert "nothing to do" in again.err
+    assert again.out.splitlines() == lines
+    assert benchmark("--resources.cpus_per_worker", "2") == 2
+    assert "2 CPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--modes", "[fast]"], ["modes is ['fast']", "eager, compiled, graphs"]),
-        (["--networks", "[]"], ["networks", "configured, global, unet"]),
+        (["--networks", "[]"], ["networks", "configured, mixed, global, unet"]),
         (["--precision", "int4"], ["precision is 'int4'"]),
         (["--cases", "[]"], ["cases is empty"]),
+        (["--cases", '[{"input_size": [0,6,4]}]'], ["cases[0].input_size is (0, 6, 4)"]),
         (["--repeats", "0"], ["repeats is 0"]),
+        (["--sampler.steps", "2000"], ["sampler.steps is 2000"]),
     ],
 )
 def test_bad_input_is_one_line(benchmark, capsys, arguments, words):
@@ -51,6 +58,11 @@ def test_bad_input_is_one_line(benchmark, capsys, arguments, words):
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)
     assert not benchmark.folder.exists()
+
+
+def test_graphs_alone_need_a_gpu(benchmark, capsys):
+    assert benchmark("--modes", "[graphs]") == 2
+    assert "needs a GPU" in capsys.readouterr().err
 
 
 def test_model_summary_shows_a_named_size(capsys):

@@ -1,13 +1,17 @@
 """What only a GPU can show: CUDA_VISIBLE_DEVICES=0 .venv/bin/pytest tests/gpu. Without one they are skipped."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from voxfleet.diffusion.noise import Draws, sampling_noise
+from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.execution import MODES, autocast, for_inference
-from voxfleet.train.speed import BenchmarkCase, measure
+from voxfleet.packages import architecture, load_model, write_package
+from voxfleet.train.speed import BenchmarkCase, BenchmarkSettings, measure
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
@@ -37,18 +41,34 @@ def test_every_mode_gives_the_answer_of_the_cpu(mode):
     assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["compiled", "graphs"])
+def test_sampling_from_a_package_gives_what_eager_does(tmp_path, mode, precision):
+    torch.manual_seed(0)
+    config = dataclasses.replace(MODEL, learn_sigma=True)
+    model = DiT3D(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    document = {
+        "architecture": architecture(config),
+        "diffusion": dataclasses.asdict(DiffusionConfig(target="v")),
+        **{"mean": [0.0] * 4, "std": [1.0] * 4, "geometry": {}, "classes": ["HC", "TLE"], "limits": {}},
+        "autoencoder": None,
+    }
+    write_package(str(tmp_path), "model", model.state_dict(), document)
+    options = {"sampler": "ddpm", "steps": 6, "guidance_scale": 2.0, "guidance_interval": (0.3, 0.7)}
+    eager, other = (
+        load_model(str(tmp_path), GPU, precision=precision, mode=name).sample([0, 1, 1], [5, 6, 7], **options)
+        for name in ("eager", mode)
+    )
+    assert (eager - other).abs().mean() < (1e-3 if precision == "float32" else 0.05) * eager.std()
+
+
 @pytest.mark.parametrize("work", ["forward", "train", "sample"])
 def test_every_work_is_measured_in_every_mode(work):
-    rows = measure(
-        BenchmarkCase(batch_size=4),
-        work,
-        MODEL,
-        networks=("configured", "unet"),
-        modes=tuple(MODES),
-        sampler=SamplerConfig(steps=2),
-        precision="bfloat16",
-        repeats=1,
-        device=GPU,
+    settings = BenchmarkSettings(
+        model=MODEL, networks=("configured", "unet"), modes=tuple(MODES), sampler=SamplerConfig(steps=2), repeats=1
     )
+    rows = measure(BenchmarkCase(batch_size=4), work, settings, GPU)
     assert [row["mode"] for row in rows] == [*MODES, *MODES]
     assert all(row["share"] > 0 for row in rows)

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.attention import plan_windows, split_axis
-from voxfleet.models.execution import autocast, for_inference
+from voxfleet.models.execution import MODES, autocast, for_inference
 
 edge = st.integers(1, 9)
 shape3 = st.tuples(edge, edge, edge)
@@ -246,6 +246,24 @@ def test_the_model_compiles_as_one_graph_once_for_each_batch_size():
         with torch.no_grad():
             assert torch.equal(compiled(x, t.float(), y), model(x, t.float(), y))
     assert counter.frame_count == 2
+
+
+def test_more_batch_sizes_compile_than_pytorch_allows_by_itself():
+    model = tiny(depth=1)
+    MODES["compiled"](model)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    for batch in range(1, 11):
+        x, t, y = inputs(model, batch)
+        with torch.no_grad():
+            assert torch.equal(compiled(x, t.float(), y), model(x, t.float(), y))
+
+
+def test_windows_that_nothing_crosses_are_known():
+    long = {"input_size": (28, 34, 28), "window_size": (4, 4, 4)}
+    assert DiT3DConfig(**long).is_cut
+    assert not DiT3DConfig(**long, strided_every=2).is_cut
+    assert not DiT3DConfig(**long, global_every=4).is_cut
+    assert not DiT3DConfig().is_cut  # the seed's window holds all of its tokens
 
 
 def test_bfloat16_keeps_embeddings_and_the_stream_in_float32():

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.diffusion.samplers import SAMPLERS, SamplerConfig
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.summary import summarize
 from voxfleet.report.benchmark import figure, table
 from voxfleet.train import speed
-from voxfleet.train.speed import BenchmarkCase, measure, passes
+from voxfleet.train.speed import BenchmarkCase, BenchmarkSettings, measure, passes
 
 MODEL = DiT3DConfig(hidden_size=24, depth=1, num_heads=2)
 CASE = BenchmarkCase(input_size=(4, 6, 4), patch_size=(2, 2, 2), batch_size=3)
@@ -19,8 +19,12 @@ SAMPLER = SamplerConfig(steps=3, guidance_scale=2.0, guidance_interval=(0.0, 0.5
 
 def rows(work, **changes):
     settings = {"networks": ("configured", "global"), "modes": ("eager",), "sampler": SAMPLER, "repeats": 2}
-    device = torch.device("cpu")
-    return measure(CASE, work, MODEL, **{**settings, **changes}, precision="float32", device=device)
+    return measure(CASE, work, BenchmarkSettings(model=MODEL, **{**settings, **changes}), torch.device("cpu"))
+
+
+def subject(precision="float32"):
+    torch.manual_seed(0)
+    return speed.Subject(DiT3D(MODEL), MODEL, (4, 8, 14, 8), 3, precision, "eager", torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +53,30 @@ def test_guided_steps_cost_two_passes_and_others_one():
     assert (passes("forward", SAMPLER), passes("train", SAMPLER)) == (1, 3)
 
 
-def test_a_training_step_changes_the_weights_and_the_others_do_not():
-    for work, changes in (("forward", False), ("train", True), ("sample", False)):
-        torch.manual_seed(0)
-        model = DiT3D(MODEL)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        subject = speed.Subject(model, (4, 8, 14, 8), 2, 3, "float32", "eager", torch.device("cpu"))
-        speed.WORK[work](subject, SAMPLER)()
-        same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-        assert same != changes
+@pytest.mark.parametrize(("work", "trains"), [("forward", False), ("train", True), ("sample", False)])
+def test_a_training_step_changes_the_weights_and_the_others_do_not(work, trains):
+    measured = subject()
+    before = {name: value.clone() for name, value in measured.model.state_dict().items()}
+    speed.WORK[work](measured, SAMPLER)()
+    same = all(torch.equal(value, before[name]) for name, value in measured.model.state_dict().items())
+    assert same != trains
+
+
+@pytest.mark.parametrize("work", ["forward", "sample"])
+def test_inference_in_bfloat16_runs_on_weights_and_products_in_bfloat16(work):
+    measured, seen = subject("bfloat16"), []
+    layer = measured.model.blocks[0].mlp[0]
+    layer.register_forward_hook(lambda module, arguments, out: seen.append(out.dtype))
+    speed.WORK[work](measured, SAMPLER)()
+    assert layer.weight.dtype == torch.bfloat16
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_can_be_measured(name):
+    sampler = SamplerConfig(name=name, steps=2)
+    assert speed.trajectory(subject(), sampler)().shape == (3, 4, 8, 14, 8)
+    assert passes("sample", sampler) == (6 if name == "heun" else 4)
 
 
 def test_monais_network_is_measured_on_the_next_shape_that_it_takes():
@@ -93,13 +112,19 @@ def test_the_table_is_aligned_and_names_the_limit():
     lines = table(rows("forward"))
     assert lines[0].split()[:3] == ["work", "network", "mode"]
     assert lines[1].index("eager") == lines[2].index("eager") == lines[0].index("mode")
-    assert lines[-1].startswith("matrix product, float32: ")
-    assert "CPU (" in lines[-1]
+    assert lines[-1].startswith("matrix product in float32 on CPU (")
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"), [({"batch_size": 0}, "batch_size is 0"), ({"work": ("decode",)}, "forward, train, sample")]
+    ("changes", "word"),
+    [
+        ({"cases": (CASE, BenchmarkCase(batch_size=0))}, r"cases\[1\].batch_size is 0"),
+        ({"cases": (BenchmarkCase(work=("decode",)),)}, r"cases\[0\].work is \['decode'\].* forward, train, sample"),
+        ({"cases": (BenchmarkCase(input_size=(0, 6, 4)),)}, r"cases\[0\].input_size is \(0, 6, 4\)"),
+        ({"cases": ()}, r"cases is empty"),
+        ({"sampler": SamplerConfig(steps=2000)}, r"sampler.steps is 2000"),
+    ],
 )
-def test_bad_cases_name_the_key(changes, word):
+def test_bad_settings_name_the_key(changes, word):
     with pytest.raises(ValueError, match=word):
-        BenchmarkCase(**changes)
+        BenchmarkSettings(**changes)

@@ -11,12 +11,12 @@ from voxfleet.data.sources import SourceConfig, SplitConfig
 from voxfleet.diffusion.process import FLOW, DiffusionConfig
 from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.models import DiT3DConfig
-from voxfleet.models.execution import MODES, check_precision
+from voxfleet.models.execution import check_precision
 from voxfleet.models.vae import AutoencoderConfig
 from voxfleet.tracking.base import TrackingConfig
 from voxfleet.train.autoencoder import AutoencoderLossConfig
 from voxfleet.train.optim import OptimConfig
-from voxfleet.train.speed import NETWORKS, BenchmarkCase
+from voxfleet.train.speed import BenchmarkSettings
 from voxfleet.train.step import TrainerConfig
 
 
@@ -169,17 +169,26 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         if self.model.learn_sigma and self.diffusion.schedule == FLOW:
             raise ValueError("model.learn_sigma is true, but diffusion.schedule flow has no variance; set it to false")
+        if self.model.learn_sigma and self.diffusion.target == "x0":
+            # an error of x0 does not shrink with the noise, so the bound's first terms would drown the loss
+            raise ValueError("model.learn_sigma is true, which needs diffusion.target epsilon or v; set it to false")
 
     @property
-    def warning(self) -> str | None:
-        """What will not work although it is allowed: noise of a patch that the tokens cannot hold."""
+    def warnings(self) -> list[str]:
+        """What will not work although it is allowed."""
+        found = []
         numbers = self.model.patch_numbers
-        if self.diffusion.target == "x0" or numbers <= self.model.hidden_size:
-            return None
-        return (
-            f"a patch holds {numbers} numbers, more than model.hidden_size ({self.model.hidden_size}): its noise "
-            "cannot be predicted; use diffusion.target x0, a smaller patch or a larger hidden_size"
-        )
+        if self.diffusion.target != "x0" and numbers > self.model.hidden_size:
+            found.append(
+                f"a patch holds {numbers} numbers, more than model.hidden_size ({self.model.hidden_size}): its noise "
+                "cannot be predicted; use diffusion.target x0, a smaller patch or a larger hidden_size"
+            )
+        if self.model.is_cut:
+            found.append(
+                "no block reaches beyond its window, so the parts of a volume know nothing of each other; set "
+                "model.strided_every 2 or model.global_every 4"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +201,7 @@ class GenerateConfig:
         autoencoder: folder of the autoencoder package that the model's latents came from.
         campaign: how many samples of which class, and the base seed.
         sampler: how latents are drawn.
+        precision: of the network: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
         batch_size: samples made at once; always this many, so that every sample is the same in any batch.
         resources: where the job runs, and the number of actors.
         tracking: where its record goes.
@@ -202,6 +212,7 @@ class GenerateConfig:
     autoencoder: str
     campaign: CampaignConfig = field(default_factory=CampaignConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    precision: str = "auto"
     batch_size: int = 8
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -209,6 +220,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,41 +271,15 @@ class ModelSummaryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(BenchmarkSettings):
     """Measure forward pass, training step and sampling on whatever device is there.
 
     Args:
-        output: folder of the figures, the table and the plot.
-        model: the DiT3D; the cases say its input and patch size.
-        cases: shapes and batches to measure.
-        networks: what is compared: configured (the DiT3D of model), global (the same with global attention in every
-            block), unet (MONAI's DiffusionModelUNet).
-        modes: eager, compiled, or graphs (compiled, with CUDA graphs; left out where there is no GPU).
-        sampler: the trajectory that sample measures.
-        precision: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
-        repeats: timings of each; the median is shown.
+        output: folder of the table, the figures and the plot.
         resources: where the job runs; with several workers, that many cases are measured at once.
         tracking: where its record goes.
     """
 
     output: str
-    model: DiT3DConfig = field(default_factory=DiT3DConfig)
-    cases: tuple[BenchmarkCase, ...] = (BenchmarkCase(),)
-    networks: tuple[str, ...] = tuple(NETWORKS)
-    modes: tuple[str, ...] = ("eager", "compiled")
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    precision: str = "auto"
-    repeats: int = 5
     resources: ResourcesConfig = field(default_factory=lambda: ResourcesConfig(workers=1))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        for key, known in (("networks", NETWORKS), ("modes", MODES)):
-            chosen = getattr(self, key)
-            if not chosen or not set(chosen) <= set(known):
-                raise ValueError(f"{key} is {list(chosen)}; it must be some of {', '.join(known)}")
-        if not self.cases:
-            raise ValueError("cases is empty; give at least one, such as [{input_size: [8,14,8], batch_size: 8}]")
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
-        check_precision(self.precision)

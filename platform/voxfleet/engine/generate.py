@@ -110,7 +110,7 @@ class Generator:
         torch.set_num_threads(config.resources.cpus_per_worker)
         self.config = config
         device = "cuda" if gpu else "cpu"
-        self.model = load_model(config.model, device)
+        self.model = load_model(config.model, device, precision=config.precision)
         self.autoencoder = load_autoencoder(config.autoencoder, device)
 
     def __call__(self, _: str, batch: list[dict[str, Any]]) -> Rows:

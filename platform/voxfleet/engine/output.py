@@ -16,7 +16,10 @@ _HIDDEN = ".voxfleet"  # BIDS validators pass over it
 JOB_FILE = f"{_HIDDEN}/job.json"
 LEDGER = f"{_HIDDEN}/ledger"
 # what a folder is made with, but does not depend on; a campaign may grow
-_NOT_CONTENT = ("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands")
+_NOT_CONTENT = (
+    *("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands"),
+    "gradient_checkpointing",
+)
 
 
 def as_document(config: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def run(config: TrainConfig) -> None:
     if outputs.package.is_done(CONFIG):
         return
     _check_model(config, manifest)
-    if config.warning:
-        say(f"train: warning: {config.warning}")
+    for warning in config.warnings:
+        say(f"train: warning: {warning}")
     train_package(
         outputs,
         config,

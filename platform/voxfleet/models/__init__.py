@@ -1,4 +1,4 @@
-"""Networks: single-device maths that knows nothing of Ray, DDP, autocast or configuration files."""
+"""Networks: single-device maths that knows nothing of Ray, DDP or configuration files."""
 
 from voxfleet.models.dit3d import DiT3D, DiT3DConfig
 

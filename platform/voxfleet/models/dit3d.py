@@ -98,6 +98,12 @@ class DiT3DConfig:
 
         return tuple(kind(i + 1) for i in range(self.depth))
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the tokens are cut into windows that no block reaches beyond."""
+        sizes = zip(self.grid, self.window_size or self.grid, strict=True)
+        return set(self.attention) == {"window"} and any(length > size for length, size in sizes)
+
     @classmethod
     def named(cls, name: str, **changes: Any) -> "DiT3DConfig":
         """The configuration called ``name``, such as "S/4": a size of SIZES and the edge of a cubic patch.
@@ -201,7 +207,7 @@ class DiT3D(nn.Module):
         expected = (self.config.in_channels, *self.config.input_size)
         if x.shape[1:] != expected:
             raise ValueError(f"latents have shape {tuple(x.shape[1:])}; this model takes {expected}")
-        # float32 position and timestep keep the stream between the blocks in float32 under autocast
+        # the position, in float32, keeps the stream between the blocks in float32 under autocast
         tokens = self.patch_embedding(self._patches(x)[:, self.order]) + self.position  # (B, T, E), in window order
         condition = F.silu(self.timestep_embedding(t) + self.label_embedding(y))  # (B, E)
         arranged = "window"

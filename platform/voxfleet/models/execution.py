@@ -4,14 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+_SHAPES = 64  # each batch size is compiled for itself; past PyTorch's own limit of 8, fullgraph would fail
+
+
+def _compiled(network: nn.Module, mode: str | None) -> Any:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+    return torch.compile(network, fullgraph=True, dynamic=False, mode=mode)
+
+
 MODES: dict[str, Callable[[nn.Module], Any]] = {
     "eager": lambda network: network,
-    "compiled": lambda network: torch.compile(network, fullgraph=True, dynamic=False),
+    "compiled": lambda network: _compiled(network, None),
     # CUDA graphs: no time lost between kernels, which bounds small batches
-    "graphs": lambda network: torch.compile(network, fullgraph=True, dynamic=False, mode="reduce-overhead"),
+    "graphs": lambda network: _compiled(network, "reduce-overhead"),
 }
 
 
@@ -41,7 +50,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def for_inference(model: nn.Module, precision: str) -> nn.Module:
     """``model`` with the linear weights of its ``blocks`` in ``precision``, once, instead of at each call by autocast.
 
-    The values are those that autocast computes with; embeddings and the last layer stay in float32.
+    The values are those that autocast computes with.
     """
     dtype = PRECISIONS[precision]
     if dtype is not None:

@@ -49,12 +49,13 @@ def summary_lines(config: DiT3DConfig) -> list[str]:
     fits = "" if numbers <= config.hidden_size else ", fewer: its noise cannot be predicted, train with target x0"
     kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(config.attention).items())
     sizes = ", ".join(f"{count} of {size} token{'s' * (size > 1)}" for count, size in windows)
+    cut = ", and no block reaches beyond its own: see strided_every, global_every" if config.is_cut else ""
     lines = {
         "latents": f"{config.in_channels} channels of {_times(config.input_size)} voxels",
         "tokens": f"{math.prod(config.grid)}, a grid of {_times(config.grid)}",
         "patch": f"{_times(config.patch_size)} voxels, {numbers} numbers (hidden size {config.hidden_size}{fits})",
         "blocks": f"{config.depth}: {kinds}; {config.num_heads} heads of {config.hidden_size // config.num_heads}",
-        "windows": sizes if config.window_size else "none: every block attends globally",
+        "windows": sizes + cut if config.window_size else "none: every block attends globally",
         "parameters": f"{costs.parameters:,} ({costs.parameters / 1e6:.1f} M)",
         "FLOPs": f"{costs.flops / 1e9:,.3f} G a sample in a forward pass ({costs.attention_flops / costs.flops:.1%} "
         f"attention), {3 * costs.flops / 1e9:,.3f} G in a training step",

@@ -27,11 +27,12 @@ def table(rows: list[Row]) -> list[str]:
         ).rstrip()
         for line in cells
     ]
-    rates = [row["matrix_tflops"] for row in rows]
-    precisions = ", ".join(sorted({row["precision"] for row in rows}))
-    return [
-        *lines,
-        f"matrix product, {precisions}: {min(rates):.3g} to {max(rates):.3g} TFLOP/s on {rows[0]['device']}",
+    limits: dict[str, list[float]] = {}
+    for row in rows:
+        if row["matrix_tflops"] is not None:
+            limits.setdefault(f"{row['precision']} on {row['device']}", []).append(row["matrix_tflops"])
+    return lines + [
+        f"matrix product in {what}: {min(rates):.3g} to {max(rates):.3g} TFLOP/s" for what, rates in limits.items()
     ]
 
 
@@ -56,7 +57,7 @@ def _times(edges: list[int] | None) -> str:
 def figure(rows: list[Row]) -> bytes:
     """A panel of bars for each kind of work, and where grids differ, one of the time a token."""
     works = {name: [row for row in rows if row["work"] == name] for name in dict.fromkeys(row["work"] for row in rows)}
-    heights = [0.7 + 0.3 * len(chosen) for chosen in works.values()]
+    heights = [0.7 + 0.36 * len(chosen) for chosen in works.values()]
     grids = [row for row in rows if row["us_per_token"]]
     if len({row["tokens"] for row in grids}) > 1:
         heights.append(2.6)
@@ -78,12 +79,16 @@ def _bars(axis: Axes, work: str, rows: list[Row]) -> None:
     for place, (row, share) in enumerate(zip(rows, shares, strict=True)):
         text = "out of memory" if row["seconds"] is None else f"{row['samples_per_s']:.3g}/s"
         axis.text(share, place, f" {text}", va="center", fontsize=7)
-    names = [f"{row['network']}, {row['mode']}, {_times(row['input_size'])}, batch {row['batch_size']}" for row in rows]
-    axis.set_yticks(range(len(rows)), names, fontsize=7)
+    axis.set_yticks(range(len(rows)), [_name(row) for row in rows], fontsize=7)
     axis.invert_yaxis()
-    axis.margins(x=0.12)
+    axis.margins(x=0.18)
     axis.set_title(f"{work}: share of the matrix rate, {rows[0]['device']}", fontsize=8, loc="left")
     axis.grid(axis="x", alpha=0.3)
+
+
+def _name(row: Row) -> str:
+    patch = f" / {_times(row['patch_size'])}" if row["patch_size"] else ""
+    return f"{row['network']}, {row['mode']}\n{_times(row['input_size'])}{patch}, batch {row['batch_size']}"
 
 
 def _per_token(axis: Axes, rows: list[Row]) -> None:

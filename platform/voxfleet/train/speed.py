@@ -9,8 +9,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from voxfleet.diffusion.guidance import guided
 from voxfleet.diffusion.noise import Draws, sampling_noise
-from voxfleet.diffusion.process import DiffusionConfig, Process
-from voxfleet.diffusion.samplers import SamplerConfig, sample, sampler_table
+from voxfleet.diffusion.process import FLOW, DiffusionConfig, Process
+from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SamplerConfig, sample, sampler_table
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.attention import Shape3
-from voxfleet.models.execution import MODES, PRECISIONS, autocast, for_inference
+from voxfleet.models.execution import MODES, PRECISIONS, autocast, check_precision, for_inference, resolve_precision
 from voxfleet.models.summary import summarize
 from voxfleet.train.diffusion import DiffusionRecipe
 from voxfleet.train.optim import OptimConfig
@@ -52,12 +52,69 @@ class BenchmarkCase:
     batch_size: int = 8
     work: tuple[str, ...] = ("forward", "train", "sample")
 
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """What is measured, and how.
+
+    Args:
+        model: the DiT3D; the cases say its input and patch size.
+        cases: shapes and batches to measure.
+        networks: what is compared: configured (the DiT3D of model), mixed (the same with one global block in four),
+            global (with global attention in every block), unet (MONAI's DiffusionModelUNet).
+        modes: eager, compiled, or graphs (compiled, with CUDA graphs; left out where there is no GPU).
+        sampler: the trajectory that sample measures.
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
+        repeats: timings of each; the median is shown.
+    """
+
+    model: DiT3DConfig = field(default_factory=DiT3DConfig)
+    cases: tuple[BenchmarkCase, ...] = (BenchmarkCase(),)
+    networks: tuple[str, ...] = ("configured", "global", "unet")
+    modes: tuple[str, ...] = ("eager", "compiled")
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    precision: str = "auto"
+    repeats: int = 5
+
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        unknown = [name for name in self.work if name not in WORK]
-        if unknown or not self.work:
-            raise ValueError(f"work is {self.work}; it must be some of {', '.join(WORK)}")
+        check_precision(self.precision)
+        _check_names("networks", self.networks, NETWORKS)
+        _check_names("modes", self.modes, MODES)
+        if not self.cases:
+            raise ValueError("cases is empty; give at least one, such as [{input_size: [8,14,8], batch_size: 8}]")
+        for number, case in enumerate(self.cases):
+            _check_names(f"cases[{number}].work", case.work, WORK)
+            if case.batch_size < 1:
+                raise ValueError(f"cases[{number}].batch_size is {case.batch_size}; it must be at least 1")
+            try:
+                model_of(case, self.model)
+            except ValueError as error:
+                raise ValueError(f"cases[{number}].{error}") from error
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+        try:
+            sampler_table(self.sampler, process_of(self.sampler))
+        except ValueError as error:
+            raise ValueError(f"sampler.{error}") from error
+
+
+def _check_names(key: str, chosen: tuple[str, ...], known: Iterable[str]) -> None:
+    if not chosen or not set(chosen) <= set(known):
+        raise ValueError(f"{key} is {list(chosen)}; it must be some of {', '.join(known)}")
+
+
+def model_of(case: BenchmarkCase, model: DiT3DConfig) -> DiT3DConfig:
+    """``model`` at the shapes of ``case``.
+
+    Raises:
+        ValueError: if they are impossible.
+    """
+    return dataclasses.replace(model, input_size=case.input_size, patch_size=case.patch_size)
+
+
+def process_of(sampler: SamplerConfig) -> Process:
+    """A process that ``sampler`` can draw from."""
+    return Process(DiffusionConfig(schedule=FLOW if sampler.name in FLOW_SAMPLERS else "linear", target="v"))
 
 
 class UNet(nn.Module):
@@ -67,7 +124,7 @@ class UNet(nn.Module):
         super().__init__()
         from monai.networks.nets import DiffusionModelUNet
 
-        self.blocks = DiffusionModelUNet(
+        self.blocks = DiffusionModelUNet(  # the name that ``for_inference`` looks for
             spatial_dims=3,
             in_channels=channels,
             out_channels=channels,
@@ -76,6 +133,7 @@ class UNet(nn.Module):
             num_res_blocks=2,
             num_head_channels=32,
             num_class_embeds=classes + 1,
+            use_flash_attention=True,
         )
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -83,23 +141,15 @@ class UNet(nn.Module):
         return self.blocks(x, timesteps=t, class_labels=y)
 
 
-def _configured(config: DiT3DConfig) -> nn.Module:
-    return DiT3D(config)
+def _dit(**changes: Any) -> Callable[[DiT3DConfig], nn.Module]:
+    return lambda config: DiT3D(dataclasses.replace(config, **changes))
 
 
-def _all_global(config: DiT3DConfig) -> nn.Module:
-    return DiT3D(dataclasses.replace(config, window_size=None))
-
-
-def _unet(config: DiT3DConfig) -> nn.Module:
-    return UNet(config.in_channels, config.num_classes)
-
-
-# "configured" is the DiT3D of the configuration, "global" the same with global attention in every block
 NETWORKS: dict[str, Callable[[DiT3DConfig], nn.Module]] = {
-    "configured": _configured,
-    "global": _all_global,
-    "unet": _unet,
+    "configured": _dit(),
+    "mixed": _dit(global_every=4),
+    "global": _dit(window_size=None),
+    "unet": lambda config: UNet(config.in_channels, config.num_classes),
 }
 
 
@@ -108,8 +158,8 @@ class Subject:
     """A network on a device, as it is measured."""
 
     model: nn.Module
+    config: DiT3DConfig
     shape: tuple[int, ...]  # of one sample's latents, (C, D, H, W)
-    num_classes: int
     batch_size: int
     precision: str
     mode: str
@@ -125,12 +175,16 @@ class Subject:
 
     def labels(self) -> Tensor:
         """A class for each sample, (B,)."""
-        return self.seeds() % self.num_classes
+        return self.seeds() % self.config.num_classes
+
+    def for_inference(self) -> nn.Module:
+        """The network as sampling runs it."""
+        return MODES[self.mode](for_inference(self.model, self.precision))
 
 
 def forward(subject: Subject, _: SamplerConfig) -> Call:
     """One pass of the whole batch."""
-    network = MODES[subject.mode](for_inference(subject.model, subject.precision))
+    network = subject.for_inference()
     x, t, y = subject.latents(), torch.full((subject.batch_size,), 500.0, device=subject.device), subject.labels()
 
     @torch.inference_mode()
@@ -143,11 +197,10 @@ def forward(subject: Subject, _: SamplerConfig) -> Call:
 
 def training_step(subject: Subject, _: SamplerConfig) -> Call:
     """One optimizer step, with its noise, loss, gradient and average."""
-    config = DiT3DConfig(in_channels=subject.shape[0], num_classes=subject.num_classes)
-    ones = (1.0,) * subject.shape[0]
-    recipe = DiffusionRecipe(config, DiffusionConfig(target="v"), tuple(0.0 for _ in ones), ones)
-    network = MODES[subject.mode](subject.model.train())
-    state, optim = TrainState.create(subject.model, OptimConfig()), OptimConfig()
+    channels = subject.shape[0]
+    recipe = DiffusionRecipe(subject.config, DiffusionConfig(target="v"), (0.0,) * channels, (1.0,) * channels)
+    network, optim = MODES[subject.mode](subject.model.train()), OptimConfig()
+    state = TrainState.create(subject.model, optim)
     x = subject.latents()
     batch = {"mu": x, "logvar": torch.full_like(x, -4.0), "label": subject.labels()}
     settings: dict[str, Any] = {"scale": 1 / len(x), "total_steps": 1000, "precision": subject.precision}
@@ -156,14 +209,11 @@ def training_step(subject: Subject, _: SamplerConfig) -> Call:
 
 def trajectory(subject: Subject, sampler: SamplerConfig) -> Call:
     """A batch of samples from noise."""
-    network = MODES[subject.mode](for_inference(subject.model, subject.precision))
-    process = Process(DiffusionConfig(target="v"))
-    table = sampler_table(sampler, process)
-    keys = subject.seeds()
+    network, table, keys = subject.for_inference(), sampler_table(sampler, process_of(sampler)), subject.seeds()
 
     @torch.inference_mode()
     def call() -> Tensor:
-        denoiser = guided(network, subject.labels(), subject.num_classes)
+        denoiser = guided(network, subject.labels(), subject.config.num_classes)
         with autocast(subject.device, subject.precision):
             return sample(denoiser, table, subject.latents(), lambda step: sampling_noise(keys, step, subject.shape))
 
@@ -181,109 +231,87 @@ def passes(work: str, sampler: SamplerConfig) -> int:
     """Forward passes that a sample costs in ``work``; a backward pass counts as two."""
     if work != "sample":
         return 3 if work == "train" else 1
-    scales = sampler_table(sampler, Process(DiffusionConfig(target="v")))[:, -1]
+    scales = sampler_table(sampler, process_of(sampler))[:, -1]
     return int((1 + (scales != 1).long()).sum())
 
 
-def measure(
-    case: BenchmarkCase,
-    work: str,
-    config: DiT3DConfig,
-    *,
-    networks: tuple[str, ...],
-    modes: tuple[str, ...],
-    sampler: SamplerConfig,
-    precision: str,
-    repeats: int,
-    device: torch.device,
-) -> list[Row]:
+def measure(case: BenchmarkCase, work: str, settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     """A row for each network and mode at one case.
 
-    All are timed in turn, ``repeats`` times over, and the matrix rate with them, so that what else the machine does
-    falls on all alike. Compilation and first calls do not count. A network that is out of memory has no ``seconds``.
+    Each is timed in turn with the product of two matrices, so that what else the machine does falls on both alike.
+    Compilation and first calls do not count. A network that is out of memory has no ``seconds``.
     """
-    torch._dynamo.reset()  # what earlier cases compiled counts against a limit
-    config = dataclasses.replace(config, input_size=case.input_size, patch_size=case.patch_size)
+    precision = resolve_precision(settings.precision, device)
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, dtype=PRECISIONS[precision], device=device) for _ in range(2))
-    rows: list[Row] = []
-    calls: list[Call] = [lambda: left @ right]
-    for name, mode in itertools.product(networks, modes):
+    config = model_of(case, settings.model)
+    rows = []
+    for name, mode in itertools.product(settings.networks, settings.modes):
         if mode == "graphs" and device.type != "cuda":
             continue
-        row, call = _row_and_call(case, work, config, name, mode, sampler, precision, device)
-        rows.append(row)
-        calls.append(call)
-    (matrix, _), *timings = _in_turn(calls, repeats, device)
-    matrix_rate = 2 * size**3 / (matrix or math.nan)
-    return [row | _rates(row, median, best, matrix_rate) for row, (median, best) in zip(rows, timings, strict=True)]
+        edges: tuple[int, ...] = case.input_size
+        if name == "unet":
+            edges = tuple(math.ceil(n / _UNET_MULTIPLE) * _UNET_MULTIPLE for n in edges)
+        shape = (config.in_channels, *edges)
+
+        def build(name: str = name, mode: str = mode, shape: tuple[int, ...] = shape) -> Call:
+            torch.manual_seed(0)
+            model = NETWORKS[name](config).to(device)
+            subject = Subject(model, config, shape, case.batch_size, precision, mode, device)
+            return WORK[work](subject, settings.sampler)
+
+        costs = summarize(lambda name=name: NETWORKS[name](config), shape)  # type: ignore[misc]
+        row = {
+            "work": work,
+            "network": name,
+            "mode": mode,
+            "input_size": list(edges),
+            "patch_size": None if name == "unet" else list(case.patch_size),
+            "tokens": None if name == "unet" else math.prod(config.grid),
+            "batch_size": case.batch_size,
+            "parameters": costs.parameters,
+            "flops": case.batch_size * costs.flops * passes(work, settings.sampler),
+            "precision": precision,
+            "device": device_name(device),
+            "torch": torch.__version__,
+        }
+        timings = _in_turn(build, lambda: left @ right, settings.repeats, device)
+        rows.append(row | _rates(row, *timings, matrix_flops=2 * size**3))
+        torch.compiler.reset()  # what is compiled counts against a limit, and CUDA graphs keep memory
+    return rows
 
 
-def _row_and_call(
-    case: BenchmarkCase,
-    work: str,
-    config: DiT3DConfig,
-    name: str,
-    mode: str,
-    sampler: SamplerConfig,
-    precision: str,
-    device: torch.device,
-) -> tuple[Row, Call]:
-    is_unet = name == "unet"
-    edges = tuple(math.ceil(n / _UNET_MULTIPLE) * _UNET_MULTIPLE for n in case.input_size)
-    shape = (config.in_channels, *(edges if is_unet else case.input_size))
-    costs = summarize(lambda: NETWORKS[name](config), shape)
-    torch.manual_seed(0)
-    model = NETWORKS[name](config).to(device)
-    call = WORK[work](Subject(model, shape, config.num_classes, case.batch_size, precision, mode, device), sampler)
-    row = {
-        "work": work,
-        "network": name,
-        "mode": mode,
-        "input_size": list(shape[1:]),
-        "patch_size": None if is_unet else list(case.patch_size),
-        "tokens": None if is_unet else math.prod(config.grid),
-        "batch_size": case.batch_size,
-        "parameters": costs.parameters,
-        "flops": case.batch_size * costs.flops * passes(work, sampler),
-        "precision": precision,
-        "device": device_name(device),
-        "torch": torch.__version__,
-    }
-    return row, call
+def _in_turn(
+    build: Callable[[], Call], reference: Call, repeats: int, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Seconds of the call that is built, and of the reference; none where memory is short."""
+    try:
+        call = build()
+        for _ in range(3 if device.type == "cuda" else 1):  # CUDA graphs warm up, record, and replay
+            call()
+        reference()
+        numbers = [math.ceil(_SHORTEST_S / _seconds(each, 1, device)) for each in (call, reference)]
+        pairs = [(_seconds(call, numbers[0], device), _seconds(reference, numbers[1], device)) for _ in range(repeats)]
+    except torch.OutOfMemoryError:
+        return [], []
+    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _rates(row: Row, seconds: float | None, best: float | None, matrix_rate: float) -> Row:
-    if seconds is None:
-        names = ("seconds", "seconds_best", "samples_per_s", "us_per_token", "tflops", "share")
-        return {**dict.fromkeys(names), "matrix_tflops": matrix_rate / 1e12}
-    rate = row["flops"] / seconds
+def _rates(row: Row, seconds: list[float], reference: list[float], *, matrix_flops: int) -> Row:
+    if not seconds:
+        names = ("seconds", "seconds_best", "samples_per_s", "us_per_token", "tflops", "matrix_tflops", "share")
+        return dict.fromkeys(names)
+    median = statistics.median(seconds)
+    rate, limit = row["flops"] / median, matrix_flops / statistics.median(reference)
     return {
-        "seconds": seconds,
-        "seconds_best": best,
-        "samples_per_s": row["batch_size"] / seconds,
-        "us_per_token": 1e6 * seconds / (row["batch_size"] * row["tokens"]) if row["tokens"] else None,
+        "seconds": median,
+        "seconds_best": min(seconds),
+        "samples_per_s": row["batch_size"] / median,
+        "us_per_token": 1e6 * median / (row["batch_size"] * row["tokens"]) if row["tokens"] else None,
         "tflops": rate / 1e12,
-        "matrix_tflops": matrix_rate / 1e12,
-        "share": rate / matrix_rate,
+        "matrix_tflops": limit / 1e12,
+        "share": rate / limit,
     }
-
-
-def _in_turn(calls: list[Call], repeats: int, device: torch.device) -> list[tuple[float | None, float | None]]:
-    """(median, best) seconds of each call, None for one that is out of memory."""
-    loops: list[int] = []
-    for call in calls:
-        try:
-            _seconds(call, 1, device)  # compiles
-            loops.append(math.ceil(_SHORTEST_S / _seconds(call, 1, device)))
-        except torch.OutOfMemoryError:
-            loops.append(0)
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, number, found in zip(calls, loops, seconds, strict=True):
-            if number:
-                found.append(_seconds(call, number, device))
-    return [(statistics.median(found), min(found)) if found else (None, None) for found in seconds]
 
 
 def _seconds(call: Call, number: int, device: torch.device) -> float:
