@@ -49,6 +49,8 @@ def test_the_benchmark_writes_a_table_figures_and_a_plot_once(benchmark, capsys)
         (["--precision", "int4"], ["precision is 'int4'"]),
         (["--cases", "[]"], ["cases is empty"]),
         (["--cases", '[{"input_size": [0,6,4]}]'], ["cases[0].input_size is (0, 6, 4)"]),
+        (["--cases", '[{"batchsize": 1}]'], ["config key cases: Option 'batchsize' is not accepted"]),
+        (["--cases", '[{"batch_size": "x"}]'], ["config key cases: batch_size: Expected a int"]),
         (["--repeats", "0"], ["repeats is 0"]),
         (["--sampler.steps", "2000"], ["sampler.steps is 2000"]),
     ],

@@ -196,3 +196,14 @@ def test_a_package_may_lie_in_its_run(workspace, tmp_path):
     (tmp_path / "runs" / "dit" / ".voxfleet").mkdir(parents=True)
     assert workspace.run("train", "--output", str(tmp_path / "runs"), "--package", "null", "--trainer.epochs", "1") == 0
     assert load_model(str(tmp_path / "runs" / "dit" / "package")).classes == ("HC", "TLE")
+
+
+def test_train_trains_as_it_was_asked(workspace, monkeypatch):
+    seen = []
+    monkeypatch.setattr("voxfleet.engine.train.train_package", lambda *_, recipe, **__: seen.append(recipe))
+    asked = ["--gradient_checkpointing", "true", "--diffusion.weighting", "min-snr", "--model.learn_sigma", "false"]
+    assert workspace.run("train", "--output", "elsewhere", "--package", "elsewhere/model", *asked) == 0
+    (recipe,) = seen
+    assert recipe.build().gradient_checkpointing
+    assert recipe.diffusion.weighting == "min-snr"
+    assert not (workspace.root / "elsewhere").exists()

@@ -41,6 +41,10 @@ def _parser(cls: type, job: str) -> ArgumentParser:
 def _explain(parser: ArgumentParser, job: str, arguments: list[str], message: str) -> str:
     """jsonargparse's message in one line, in terms of keys, with what to do."""
     help_hint = f"`voxfleet {job} --help` lists the keys"
+    # a list of groups: what is wrong is a key of one of them, which is not a key of the parser
+    in_list = r"""Parser key "(?P<key>[\w.]+)":\s*Problem with given class_path '[\w.]+':\s*(?P<why>.*)"""
+    if entry := re.search(in_list, message, re.DOTALL):
+        return f"config key {entry['key']}: {_plain(entry['why'])}; {help_hint}"
     unknown = (
         re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'", message)
         or re.search(r"Option '(?P<key>[\w.]+)' is not accepted", message)
@@ -54,8 +58,7 @@ def _explain(parser: ArgumentParser, job: str, arguments: list[str], message: st
         return f"config key {key} is not known{f'; did you mean {close[0]}?' if close else ''}; {help_hint}"
     wrong = re.search(r'Parser key "(?P<key>[\w.]+)":\s*(?P<why>.*)', message, re.DOTALL)
     if wrong:
-        why = re.sub(r"<class '(\w+)'>", r"\1", " ".join(wrong["why"].split()))
-        return f"config key {wrong['key']}: {why}; {help_hint}"
+        return f"config key {wrong['key']}: {_plain(wrong['why'])}; {help_hint}"
     missing = re.search(r"the following arguments are required: (.*)", message)
     if missing:
         return f"config key {missing[1]} is missing; give it in the file, or as --{missing[1].split(',')[0]} VALUE"
@@ -63,6 +66,11 @@ def _explain(parser: ArgumentParser, job: str, arguments: list[str], message: st
         files = [value for flag, value in itertools.pairwise(arguments) if flag == "--config"]
         message = f"{', '.join(files)} is not YAML of keys and values: {message}"
     return " ".join(message.split())
+
+
+def _plain(why: str) -> str:
+    """A reason in one line, without the names of Python's classes and of the parser's parts."""
+    return re.sub(r'Parser key "(\w+)":', r"\1:", re.sub(r"<class '(\w+)'>", r"\1", " ".join(why.split())))
 
 
 def _with_group(cls: type, namespace: Namespace, error: ValueError) -> str:
