@@ -6,12 +6,14 @@ Stages that are complete are passed over, so the same command continues after an
 
 import sys
 
-from voxfleet.cli import JOBS, guarded, parse, run_job
+from voxfleet.cli import guarded, parse, run_job
+
+STAGES = ("cohort", "prepare", "train-vae", "encode", "train", "generate", "evaluate")
 
 
 def main() -> None:
     """Run all stages."""
-    configs = {stage: parse(stage, ["--config", f"configs/{stage}/demo.yaml"]) for stage in JOBS}
+    configs = {stage: parse(stage, ["--config", f"configs/{stage}/demo.yaml"]) for stage in STAGES}
     from voxfleet.engine.cluster import session
 
     with session(configs["cohort"].resources):
