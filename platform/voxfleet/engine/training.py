@@ -244,11 +244,9 @@ class _Watch:
 
     def _restored(self, step: int, history: list[Measures]) -> None:
         """A group of workers begins: after a restart, at the step of the last checkpoint."""
-        if self._step is None:
-            self._progress.skip(step)
-        else:
+        if self._step is not None:
             say(f"{self._progress.stage}: a worker was lost; going on from step {step}")
-            self._progress.advance(step - self._step)
+        self._progress.skip(step - (self._step or 0))
         self._step = step
         for point in history:
             self._record(point)
