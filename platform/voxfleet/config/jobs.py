@@ -9,8 +9,8 @@ from voxfleet.data.cohort import SimulationConfig
 from voxfleet.data.plan import LoadingConfig
 from voxfleet.data.preprocess import PreprocessConfig
 from voxfleet.data.sources import SourceConfig, SplitConfig
-from voxfleet.diffusion.process import FLOW, DiffusionConfig
-from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.diffusion.process import FLOW, DiffusionConfig, Process
+from voxfleet.diffusion.samplers import SamplerConfig, sampler_table
 from voxfleet.models import DiT3DConfig
 from voxfleet.models.execution import check_precision
 from voxfleet.models.vae import AutoencoderConfig
@@ -204,6 +204,11 @@ class TrainConfig(TrainingConfig):
         if self.model.learn_sigma and self.diffusion.target == "x0":
             # an error of x0 does not shrink with the noise, so the bound's first terms would drown the loss
             raise ValueError("model.learn_sigma is true, which needs diffusion.target epsilon or v; set it to false")
+        if self.samples.every:
+            try:
+                sampler_table(self.samples.sampler, Process(self.diffusion))
+            except ValueError as error:
+                raise ValueError(f"samples.sampler.{error}") from error
 
     @property
     def warnings(self) -> list[str]:
