@@ -183,7 +183,7 @@ def _list_bids(root: str, config: SourceConfig) -> list[Subject]:
         raise UserError(f"{root} has no participants.tsv, which holds the classes; add it or use table instead of bids")
     rows = [
         _Row(line, _participant(uri, line, record["participant_id"]), record[config.group_column])
-        for line, record in _read_table(uri, ("participant_id", config.group_column), "set group_column or add it")
+        for line, record in read_table(uri, ("participant_id", config.group_column), "set group_column or add it")
     ]
     subjects = _of_classes(_merge(rows, uri), uri, config.classes)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a listing is a round trip on an object store
@@ -227,14 +227,14 @@ def _expected_image(root: str, subject_id: str, suffix: str) -> str:
 
 
 def _list_table(uri: str, config: SourceConfig) -> list[Subject]:
-    rows = [_table_row(uri, line, record) for line, record in _read_table(uri, ("path", "label"), "add it")]
+    rows = [_table_row(uri, line, record) for line, record in read_table(uri, ("path", "label"), "add it")]
     return _of_classes(_merge(rows, uri), uri, config.classes)
 
 
 def _table_row(uri: str, line: int, record: dict[str, str]) -> _Row:
     if not record["path"]:
         raise UserError(f"{uri} line {line}: column path is empty; fill it in or remove the line")
-    path = _resolve(record["path"], uri.rpartition("/")[0])
+    path = resolve(record["path"], uri.rpartition("/")[0])
     if record.get("subject_id"):
         return _Row(line, record["subject_id"], record["label"], path)
     in_path = _BIDS_ID.findall(record["path"])
@@ -245,7 +245,7 @@ def _table_row(uri: str, line: int, record: dict[str, str]) -> _Row:
     return _Row(line, stem, record["label"], path, id_is_file_name=True)
 
 
-def _resolve(path: str, folder: str) -> str:
+def resolve(path: str, folder: str) -> str:
     """``path`` as a full URI; a relative one starts at ``folder``."""
     if not storage.is_local(path) or path.startswith(("/", "~")):
         return storage.absolute(path)
@@ -258,7 +258,7 @@ def _resolve(path: str, folder: str) -> str:
 # --- Both ---------------------------------------------------------------------------------------------------------
 
 
-def _read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[int, dict[str, str]]]:
+def read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[int, dict[str, str]]]:
     """(line number, record) of each line of a CSV or TSV that is not blank; values are stripped."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
