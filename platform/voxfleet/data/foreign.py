@@ -1,4 +1,4 @@
-"""Files of arrays that other programs made: .npy, .npz, .safetensors and PyTorch's .pt; nothing in them is unpickled."""
+"""Files of arrays made elsewhere: .npy, .npz, .safetensors and PyTorch's .pt. Nothing in them is unpickled."""
 
 import io
 import pickle

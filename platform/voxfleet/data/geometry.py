@@ -4,12 +4,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
 _MIN_DETERMINANT = 0.1  # of the unit axes: 1 where they are orthogonal
 
 
-def geometry_of(affine: np.ndarray) -> dict[str, Any]:
+def geometry_of(affine: npt.ArrayLike) -> dict[str, Any]:
     """``affine``, ``spacing_mm`` and ``orientation`` (such as RAS) of a grid with this (4, 4) voxel-to-RAS-mm affine.
 
     Raises:

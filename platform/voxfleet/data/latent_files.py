@@ -3,7 +3,7 @@
 Letters: C channels, d/h/w voxels of a latent.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +101,7 @@ def _check_rows(table: str, lines: list[int], rows: list[LatentFile]) -> None:
             raise UserError(f"{where} is in the splits {rows[other].split} and {row.split}; a subject belongs to one")
 
 
-def _check_files(table: str, uris: Iterable[str]) -> None:
+def _check_files(table: str, uris: list[str]) -> None:
     """Make sure that every file is there: by one listing of each folder, which object stores answer fast."""
     folders = sorted({uri.rpartition("/")[0] for uri in uris})
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
@@ -110,7 +110,7 @@ def _check_files(table: str, uris: Iterable[str]) -> None:
     missing = [uri for uri in uris if uri not in there]
     if missing:
         raise UserError(
-            f"{table} names {len(missing)} files that are not there, the first: {missing[0]}; check latents and the table"
+            f"{table} names {len(missing)} files that do not exist, the first: {missing[0]}; check it and latents"
         )
 
 

@@ -16,6 +16,12 @@ COLUMNS = ("subject_id", "label", "split", "source")
 DTYPES = ("float32", "float16")
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises ValueError if latents cannot be stored as ``dtype``."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be {' or '.join(DTYPES)}")
+
+
 def write_latents(
     folder: str, name: str, columns: dict[str, list[Any]], mu: np.ndarray, logvar: np.ndarray, dtype: str
 ) -> dict[str, Any]:

@@ -73,9 +73,10 @@ class Manifest:
         classes: class names; their order gives the label ints.
         counts: rows of each split and class, ``{"train": {"HC": 19, "TLE": 19}, ...}``.
         mean, std: of each channel over the training split (of draws mu + sigma * eps for latents).
-        geometry: ``affine`` (4 x 4, voxel to RAS mm), ``spacing_mm``, ``orientation``.
-        limits: smallest and largest value of each check over the training volumes.
-        autoencoder: fingerprint of the autoencoder that made the latents, else null.
+        geometry: ``affine`` (4 x 4, voxel to RAS mm), ``spacing_mm``, ``orientation``; empty for latents that were
+            imported without their autoencoder.
+        limits: smallest and largest value of each check over the training volumes; empty for imported latents.
+        autoencoder: fingerprint of the autoencoder that made the latents, else null: they cannot be decoded.
         shards: file, rows and sha256 of each shard.
         skipped: subjects left out, with the reason.
     """

@@ -52,11 +52,16 @@ class SourceConfig:
             raise ValueError(f"suffix={self.suffix!r} must be letters and digits, such as T1w")
         if not self.group_column:
             raise ValueError("group_column='' must be the name of a column of participants.tsv")
-        # BIDS ids of synthetic subjects are made from class names, and BIDS allows letters and digits only
-        if not self.classes or not all(map(_alphanumeric, self.classes)):
-            raise ValueError(f"classes={list(self.classes)} must be one or more names of letters and digits")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes={list(self.classes)} must not hold a name twice")
+        check_classes(self.classes)
+
+
+def check_classes(classes: tuple[str, ...]) -> None:
+    """Raises ValueError if ``classes`` cannot be the names of classes."""
+    # BIDS ids of synthetic subjects are made from class names, and BIDS allows letters and digits only
+    if not classes or not all(map(_alphanumeric, classes)):
+        raise ValueError(f"classes={list(classes)} must be one or more names of letters and digits")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"classes={list(classes)} must not hold a name twice")
 
 
 @dataclass(frozen=True, kw_only=True)

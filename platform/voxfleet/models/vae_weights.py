@@ -84,7 +84,9 @@ def _levels(config: AutoencoderConfig) -> tuple[bool, ...]:
 
 def _seen(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The architecture as the encoder's weights show it; None where it is not built as MAISI's."""
-    channels, blocks, attends = [], [], []
+    channels: list[int] = []
+    blocks: list[int] = []
+    attends: list[bool] = []
     try:
         width, image, *_ = weights["encoder.blocks.0.conv.conv.weight"].shape
         restored = len(weights["decoder.blocks.{}.conv.conv.bias".format(_last_block(weights, "decoder"))])
