@@ -92,7 +92,8 @@ def test_a_wrapped_checkpoint_and_a_grid_given_by_keys(workspace, tmp_path):
         (["--checkpoint", "nowhere.pt"], ["nowhere.pt", "does not exist"]),
         (["--checkpoint", "demo/vae/config.json"], ["config.json", "no known format", ".safetensors"]),
         (["--data", "demo/latents"], ["demo/latents", "volumes"]),
-        (["--data", "null"], ["data is not set", "shape and spacing_mm"]),
+        (["--data", "null"], ["data is null and nothing else is set", "shape and one of spacing_mm and affine"]),
+        (["--data", "null", "--shape", "[16,20,16]"], ["data is null and shape is set"]),
         (["--shape", "[16,20,16]"], ["shape is set", "data"]),
         (["--data", "null", "--shape", "[16,20,15]", "--spacing_mm", "[1,1,1]"], ["shape", "multiples of 2"]),
         (["--data", "null", "--shape", "[16,20,16]", "--affine", "[[1,0,0,0]]"], ["affine", "four rows"]),
@@ -229,6 +230,17 @@ def test_one_latent_in_two_splits(fails, workspace, table, tmp_path):
     line = fails(import_latents, workspace, tmp_path / "out", table)
     assert train[1] in line
     assert copy.name in line
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_constant_channel(fails, workspace, table, tmp_path):
+    for path in table.parent.glob("sub-*"):
+        mu = np.random.default_rng(int(path.stem[-2:])).normal(size=(4, 8, 10, 8))
+        mu[2] = 1.5
+        path.unlink()
+        np.save(path.with_suffix(".npy"), mu)
+    table.write_text(re.sub(r"(sub-\d+)\.\w+", r"\1.npy", table.read_text()))
+    assert "channel 2 of the latents" in fails(import_latents, workspace, tmp_path / "out", table)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

@@ -321,7 +321,10 @@ class ImportVaeConfig:
                 raise ValueError(f"{min(given)} is set, but the volumes of data have it; set one of the two")
             return
         if given not in ({"shape", "spacing_mm"}, {"shape", "affine"}):
-            raise ValueError("data is not set; it must be a folder of volume shards, or else set shape and spacing_mm")
+            raise ValueError(
+                f"data is null and {', '.join(sorted(given)) or 'nothing else'} is set; set data to a folder of volume "
+                "shards, or else shape and one of spacing_mm and affine"
+            )
         try:
             self.model.latent_shape(self.shape or ())
         except ValueError as error:

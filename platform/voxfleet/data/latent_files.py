@@ -131,7 +131,8 @@ def read_latent(uri: str) -> tuple[np.ndarray, np.ndarray | None]:
     if "sigma" in arrays:
         if arrays["sigma"].min() < 0:
             raise UserError(f"{uri}: sigma is negative; save the standard deviation, or a logarithm as logvar")
-        arrays["logvar"] = 2 * np.log(np.maximum(arrays["sigma"], np.float32(np.exp(LOGVAR[0] / 2))))
+        with np.errstate(divide="ignore"):
+            arrays["logvar"] = 2 * np.log(arrays["sigma"])
     return arrays["mu"], np.clip(arrays["logvar"], *LOGVAR) if "logvar" in arrays else None
 
 

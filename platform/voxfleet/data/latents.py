@@ -38,7 +38,8 @@ def write_latents(
     Raises:
         UserError: if a value is too large for ``dtype``.
     """
-    stored = {"mu": mu.astype(dtype), "logvar": logvar.astype(dtype)}
+    with np.errstate(over="ignore"):
+        stored = {"mu": mu.astype(dtype), "logvar": logvar.astype(dtype)}
     if not all(np.isfinite(values).all() for values in stored.values()):
         raise UserError(f"latents of {columns['source'][0]} and others do not fit {dtype}; set dtype float32")
     sha256 = storage.write_bytes(storage.join(folder, name), table_bytes(tensor_table(columns, stored)))

@@ -88,7 +88,7 @@ def _try(config: ImportVaeConfig, weights: dict[str, Tensor], manifest: Manifest
             "use_convtranspose, which the weights do not show, with the configuration it was trained with"
         )
     if manifest is None:
-        return "; nothing shows whether norm_num_groups and use_convtranspose are right: try it on volumes, set data"
+        return "; its weights do not show whether norm_num_groups and use_convtranspose are right: set data to see"
     decibel = psnr(restored, volume).item()
     return f"; it restores the middle of a validation volume with a PSNR of {decibel:.1f} dB"
 
