@@ -4,9 +4,18 @@ A duplicate across splits leaks the training set into the evaluation. Volumes an
 small values that are made of each array where it lies (``audit_columns``) and compared in one place
 (``find_duplicates``): a hash, for exact copies, and a descriptor, for near ones.
 
-Two heads correlate above 0.9 as they are, so the descriptor keeps what makes one person's head differ from another's:
-the pattern at the scale of one to three blocks. Finer than a block lie noise and the voxel grid; coarser than a few lie
-contrast, bias field and the size of the head, which many people share.
+Two heads correlate above 0.9 as they are. What makes one person's head differ from another's is kept in two ways. A
+descriptor holds the pattern at the scale of one to three blocks: finer lie noise and the voxel grid, coarser lie
+contrast and bias field. And descriptors are compared after whitening: what varies most over the cohort (the size and
+the turn of the head, ventricles, scanners) is shared by many, and counts the less.
+
+Measured on the simulated cohort (volumes at 5 mm, each kind of copy in cohorts of 8 to 340 people): two people
+correlate by at most 0.46 (0.39 among 340, where 99.9 % lie below 0.27; without whitening 0.67). The same scan with
+another gamma, 4 % noise or from another grid correlates by 0.95 or more, shifted by 1.5 mm along each axis by 0.77 or
+more; another scan of the same person (new scanner, contrast, bias field and noise) by 0.83 or more where the head lies
+alike, and by 0.67 to 0.81 (medians; 0.54 at worst) where it is turned by 2 degrees and shifted by 1 mm. Turned by 4
+degrees it is found less than half the time: register such images first. One person under many ids hides a little, as
+the whitening takes the pattern for a common one.
 """
 
 import base64
@@ -18,11 +27,14 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
+from scipy.linalg import solve_triangular
 
 from voxfleet.errors import UserError
 
-_NUMBERS = 4096  # of a descriptor, at most
+_NUMBERS = 2048  # of a descriptor, at most
 _HIGH_PASS = 1.0  # blocks
+_AIR = 1e-3  # of the largest variance: blocks below carry nothing
+_SHRINKAGE = 2.0
 _CHUNK = 1024  # rows whose correlations with all others are in memory at once
 
 
@@ -36,7 +48,7 @@ class AuditConfig:
         allow_across_splits: Carry on where a scan is in two splits under two names; else that is an error.
     """
 
-    near: float | None = 0.85
+    near: float | None = 0.6
     allow_across_splits: bool = False
 
     def __post_init__(self) -> None:
@@ -71,7 +83,7 @@ class Duplicate:
 def audit_columns(array: np.ndarray) -> dict[str, str]:
     """``{"fingerprint": ..., "descriptor": ...}`` of a volume or latent, as text that a row of a ledger can hold.
 
-    The descriptor is packed as base64 of float16: 11 KB at most.
+    The descriptor is packed as base64 of float16: 5 KB at most.
     """
     packed = base64.b64encode(descriptor(array).astype("<f2").tobytes()).decode()
     return {"fingerprint": fingerprint(array), "descriptor": packed}
@@ -83,9 +95,9 @@ def fingerprint(array: np.ndarray) -> str:
 
 
 def descriptor(array: np.ndarray) -> np.ndarray:
-    """(K,) float32, K at most 4096: what is this person's own in ``array``, (D, H, W) or (C, D, H, W).
+    """(K,) float32, K at most 2048: what is this person's own in ``array``, (D, H, W) or (C, D, H, W).
 
-    Means of blocks (as cubic a number of them as fits, 16 x 16 x 16 for a volume), less their Gaussian mean over the
+    Means of blocks (as cubic a number of them as fits, 12 x 12 x 12 for a volume), less their Gaussian mean over the
     neighbours, each channel scaled to mean 0 and variance 1; so scale and offset of the intensities do not matter.
     """
     channels = array.astype(np.float32)[None] if array.ndim == 3 else array.astype(np.float32)
@@ -109,8 +121,9 @@ def _block_means(channels: np.ndarray, edge: int) -> np.ndarray:
 def find_duplicates(rows: Sequence[Mapping[str, Any]], config: AuditConfig) -> list[Duplicate]:
     """The pairs of ``rows`` of different subjects that are one image: exact copies first, then the nearest.
 
-    Near is measured by the correlation of the descriptors after the mean over all rows is taken away, since all heads
-    look alike; so it takes a cohort: among fewer than three rows only exact copies are found.
+    Near is measured by the correlation of the descriptors less their mean over all rows, whitened by their covariance
+    (shrunken towards the identity); so it takes a cohort: among fewer than three rows only exact copies are found.
+    20,000 rows take about 1 GB.
 
     Args:
         rows: each with ``subject_id``, ``split``, ``source`` and the ``audit_columns`` of its array.
@@ -144,13 +157,22 @@ def _near(rows: Sequence[Mapping[str, Any]], limit: float) -> Iterator[tuple[int
 
 
 def _unit_descriptors(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(rows, K) float32: descriptors less their mean, of length 1 (0 for one that is the mean)."""
-    packed = np.stack([np.frombuffer(base64.b64decode(row["descriptor"]), dtype="<f2") for row in rows])
-    centred = packed.astype(np.float32)
+    """(rows, K) float32: descriptors less their mean, whitened, of length 1 (0 for one that is the mean)."""
+    centred = np.stack([np.frombuffer(base64.b64decode(row["descriptor"]), dtype="<f2") for row in rows])
+    centred = centred.astype(np.float32)
     centred -= centred.mean(axis=0)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    centred /= np.where(length > 0, length, 1)
-    return centred
+    variance = np.square(centred).mean(axis=0)
+    centred = centred[:, variance > _AIR * variance.max()]
+    if not centred.size:
+        return centred
+    # the inverse root of the covariance, raised by a multiple of the mean variance of the directions that are there
+    covariance = centred.T @ centred / len(centred)
+    directions = min(len(centred) - 1, len(covariance))
+    covariance[np.diag_indices_from(covariance)] += _SHRINKAGE * np.trace(covariance) / directions
+    root = np.linalg.cholesky(covariance)
+    white = solve_triangular(root, centred.T, lower=True, overwrite_b=True, check_finite=False).T
+    length = np.linalg.norm(white, axis=1, keepdims=True)
+    return white / np.where(length > 0, length, 1)
 
 
 def _same(rows: Sequence[Mapping[str, Any]], pair: tuple[int, int, float], key: str) -> bool:
