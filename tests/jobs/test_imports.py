@@ -72,6 +72,7 @@ def test_a_wrapped_checkpoint_and_a_grid_given_by_keys(workspace, tmp_path):
     grid = ["--data", "null", "--shape", "[16,20,16]"]
     spacing, affine = ["--spacing_mm", "[10,10,10]"], ["--affine", "[[-1,0,0,9],[0,2,0,0],[0,0,3,0],[0,0,0,1]]"]
     checkpoint = ["--checkpoint", tmp_path / "vae.pt"]
+    assert import_vae(workspace, tmp_path / "split", *checkpoint, *grid, *spacing, "--model.num_splits", "16") == 0
     assert import_vae(workspace, tmp_path / "vae", *checkpoint, *grid, *spacing) == 0
     here = load_autoencoder(str(tmp_path / "vae"))
     assert here.fingerprint == there.fingerprint
@@ -106,10 +107,11 @@ def test_a_checkpoint_that_cannot_be_used(fails, workspace, tmp_path, more, word
     assert not (tmp_path / "vae").exists()
 
 
-def test_weights_that_give_no_numbers(fails, workspace, tmp_path):
+@pytest.mark.parametrize("part", ["quant_conv_mu", "post_quant_conv", "decoder.blocks.5.conv"])
+def test_weights_that_give_no_numbers(fails, workspace, tmp_path, part):
     state = safetensors.torch.load_file(workspace.demo / "vae" / "model.safetensors")
-    state["quant_conv_mu.conv.bias"] += torch.finfo(torch.float32).max
-    state["quant_conv_mu.conv.weight"] *= torch.finfo(torch.float32).max
+    for name in ("weight", "bias"):
+        state[f"{part}.conv.{name}"].fill_(torch.finfo(torch.float32).max)
     safetensors.torch.save_file(state, tmp_path / "vae.safetensors")
     line = fails(import_vae, workspace, tmp_path / "vae", "--checkpoint", tmp_path / "vae.safetensors")
     assert "not finite" in line

@@ -1,5 +1,6 @@
 """The import-vae job: the checkpoint of an autoencoder that was trained elsewhere to an autoencoder package."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -77,11 +78,12 @@ def _try(config: ImportVaeConfig, weights: dict[str, Tensor], manifest: Manifest
     Raises:
         UserError: if it is not finite.
     """
-    model = build_autoencoder(config.model).eval()
+    # a small volume has too few slices for num_splits, which changes no number
+    model = build_autoencoder(dataclasses.replace(config.model, num_splits=1)).eval()
     model.load_state_dict(weights)
     volume = _crop(config.model, config.data, manifest)
     mu, logvar = encode(model, volume)
-    restored = decode(model, mu).clamp(0, 1)
+    restored = decode(model, mu)
     if not all(value.isfinite().all() for value in (mu, logvar, restored)):
         raise UserError(
             f"{config.checkpoint} gives values that are not finite for a small volume; compare norm_num_groups and "
@@ -89,7 +91,7 @@ def _try(config: ImportVaeConfig, weights: dict[str, Tensor], manifest: Manifest
         )
     if manifest is None:
         return "; its weights do not show whether norm_num_groups and use_convtranspose are right: set data to see"
-    decibel = psnr(restored, volume).item()
+    decibel = psnr(restored.clamp(0, 1), volume).item()
     return f"; it restores the middle of a validation volume with a PSNR of {decibel:.1f} dB"
 
 
@@ -98,11 +100,7 @@ def _crop(config: AutoencoderConfig, folder: str | None, manifest: Manifest | No
     edge = _TRIED_LATENT * config.downsampling
     if manifest is None or folder is None:
         return torch.rand(1, 1, edge, edge, edge, generator=torch.Generator().manual_seed(0))
-    for uri in manifest.files(folder):
-        table = read_shard(uri)
-        splits = table["split"].to_pylist()
-        if "val" in splits:
-            volume = torch.from_numpy(tensors(table, "volume")[splits.index("val")].copy())
-            break
+    table = next(table for table in map(read_shard, manifest.files(folder)) if "val" in table["split"].to_pylist())
+    volume = torch.tensor(tensors(table, "volume")[table["split"].to_pylist().index("val")])
     starts = [max(0, size - edge) // 2 for size in volume.shape]
     return volume[tuple(slice(start, start + edge) for start in starts)][None, None]
