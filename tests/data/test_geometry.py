@@ -10,6 +10,7 @@ def test_spacing_and_orientation_follow_from_the_affine():
         "affine": affine.tolist(),
         "spacing_mm": [1, 2, 3],
         "orientation": "PSR",
+        "mirror_axis": None,
     }
 
 

@@ -233,6 +233,9 @@ def test_one_latent_in_two_splits(fails, workspace, table, tmp_path):
     assert train[1] in line
     assert copy.name in line
     assert not (tmp_path / "out" / "manifest.json").exists()
+    assert import_latents(workspace, tmp_path / "out", table, "--audit.allow_across_splits", "true") == 0
+    (found,) = read_manifest(str(tmp_path / "out"), "latents").duplicates
+    assert found["kind"] == "exact"
 
 
 def test_a_constant_channel(fails, workspace, table, tmp_path):

@@ -56,8 +56,9 @@ class PrepareConfig:
         source: where the images and labels are.
         preprocess: the grid and intensities of the volumes.
         split: the split by subject.
-        max_skipped: largest share of subjects that may be left out because their image cannot be used.
-        subjects_per_shard: rows of a shard; a shard is one task.
+        audit: what counts as the same image under two subject ids, and what then happens.
+        max_skipped: largest share of images that may be left out because they cannot be used.
+        subjects_per_shard: images of a shard; a shard is one task.
         resources: where the job runs.
         tracking: where its record goes.
     """
@@ -66,6 +67,7 @@ class PrepareConfig:
     source: SourceConfig
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     max_skipped: float = 0.05
     subjects_per_shard: int = 16
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -76,6 +78,13 @@ class PrepareConfig:
             raise ValueError(f"max_skipped is {self.max_skipped}; it must be in [0, 1)")
         if self.subjects_per_shard < 1:
             raise ValueError(f"subjects_per_shard is {self.subjects_per_shard}; it must be at least 1")
+        if self.source.masks and self.preprocess.skull_strip != "masks":
+            raise ValueError(
+                f"source.masks is {self.source.masks!r} but preprocess.skull_strip {self.preprocess.skull_strip}; "
+                "set preprocess.skull_strip to masks"
+            )
+        if self.preprocess.skull_strip == "masks" and self.source.bids and not self.source.masks:
+            raise ValueError("preprocess.skull_strip is masks; source.masks must say where those of source.bids are")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +371,7 @@ class ImportLatentsConfig:
             trained on them can then not be decoded.
         dtype: float32, or float16 to halve the shards.
         samples_per_shard: rows of a shard; a shard is one task.
-        audit: the search for duplicates.
+        audit: what counts as the same latent under two subject ids, and what then happens.
         resources: where the job runs.
         tracking: where its record goes.
     """

@@ -11,7 +11,7 @@ _MIN_DETERMINANT = 0.1  # of the unit axes: 1 where they are orthogonal
 
 
 def geometry_of(affine: npt.ArrayLike) -> dict[str, Any]:
-    """``affine``, ``spacing_mm`` and ``orientation`` (such as RAS) of a grid with this (4, 4) voxel-to-RAS-mm affine.
+    """The geometry of a grid with this (4, 4) voxel-to-RAS-mm affine; orientation is such as RAS, mirror_axis null.
 
     Raises:
         ValueError: if it is not an affine of a grid.
@@ -26,4 +26,5 @@ def geometry_of(affine: npt.ArrayLike) -> dict[str, Any]:
         "affine": affine.tolist(),
         "spacing_mm": spacing.tolist(),
         "orientation": "".join(nib.aff2axcodes(affine)),
+        "mirror_axis": None,  # what a mirrored volume means, only the cohort's owner knows
     }

@@ -14,7 +14,7 @@ import torch
 from voxfleet import storage
 from voxfleet.data.foreign import read_foreign
 from voxfleet.data.shards import SPLITS, count_rows
-from voxfleet.data.sources import SplitConfig, Subject, read_table, resolve, split_subjects
+from voxfleet.data.sources import Scan, SplitConfig, read_table, resolve, split_subjects
 from voxfleet.errors import UserError
 from voxfleet.models.vae import LOGVAR
 
@@ -52,8 +52,8 @@ def list_latents(table: str, folder: str, classes: tuple[str, ...], split: Split
     rows = [_row(f"{table} line {line}", record, column, folder, classes) for line, record in records]
     _check_rows(table, [line for line, _ in records], rows)
     if "split" not in records[0][1]:
-        subjects = [Subject(row.subject_id, row.label, row.source) for row in rows]
-        splits = split_subjects(subjects, split, classes)
+        scans = [Scan(row.subject_id, row.label, row.source) for row in rows]
+        splits = split_subjects(scans, split, classes)
         rows = [LatentFile(row.subject_id, row.label, splits[row.subject_id], row.source) for row in rows]
     count_rows(({"split": row.split, "label": row.label} for row in rows), classes, table)
     _check_files(table, [row.source for row in rows])

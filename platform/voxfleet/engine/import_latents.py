@@ -105,7 +105,8 @@ def _read(uri: str, like: _Like) -> tuple[np.ndarray, np.ndarray]:
 
 def _manifest(config: ImportLatentsConfig, package: dict[str, Any] | None, like: _Like, units: Rows) -> Manifest:
     rows = [row for unit in units for row in unit["audited"]]
-    for line in check_duplicates(find_duplicates(rows, config.audit), config.audit, config.table):
+    duplicates = find_duplicates(rows, config.audit)
+    for line in check_duplicates(duplicates, config.audit, config.table):
         say(f"import-latents: {line}")
     fields = manifest_fields(units)
     for channel, std in enumerate(fields["std"]):
@@ -121,5 +122,6 @@ def _manifest(config: ImportLatentsConfig, package: dict[str, Any] | None, like:
         geometry=package["geometry"] if package else {},
         limits={},
         autoencoder=package["fingerprint"] if package else None,
+        duplicates=[dataclasses.asdict(duplicate) for duplicate in duplicates],
         **fields,
     )
