@@ -30,6 +30,11 @@ def run(config: GenerateConfig) -> None:
     """Make what the campaign lacks."""
     model = read_package_config(config.model, "model")
     autoencoder = read_package_config(config.autoencoder, "autoencoder")
+    if model["autoencoder"] is None:
+        raise UserError(
+            f"{config.model} was trained on latents that were imported without their autoencoder, so its samples "
+            "cannot be decoded; import the latents again with --autoencoder, and train on them"
+        )
     if model["autoencoder"] != autoencoder["fingerprint"]:
         raise UserError(
             f"{config.model} was trained on latents of autoencoder {str(model['autoencoder'])[:12]}, but "
