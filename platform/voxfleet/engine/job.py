@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 from voxfleet import storage
 from voxfleet.engine.cluster import check_fits, session
+from voxfleet.engine.console import say
 from voxfleet.engine.output import Output, as_document
-from voxfleet.tracking.base import Tracker, open_tracker
+from voxfleet.tracking.base import Tracker
+from voxfleet.tracking.record import open_tracker
 
 ConfigT = TypeVar("ConfigT")
 
@@ -30,8 +32,8 @@ def job_session(output: Output, *, workers: bool = False, name: str | None = Non
     with session(config.resources):
         if workers:
             check_fits(config.resources)
-        key = f"{output.job}:{storage.absolute(output.folder)}"
-        with open_tracker(config.tracking, name or output.job, key) as tracker:
+        with open_tracker(config.tracking, output.record(name or output.job), say) as tracker:
             output.claim()
             tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **as_document(config)})
+            tracker.log_document("config.json", as_document(config))
             yield tracker

@@ -31,7 +31,7 @@ def training_outputs(job: str, config: TrainConfig | TrainVaeConfig, manifest: M
     """The outputs of a training on the shards of ``manifest``."""
     inputs = {"data": manifest.digest}
     run = Output(job, storage.join(config.output, config.name), config, inputs)
-    return TrainingOutputs(run, Output(job, config.package_folder, config, inputs))
+    return TrainingOutputs(run, Output(job, config.package_folder, config, inputs, run=run.folder))
 
 
 def train_package(
