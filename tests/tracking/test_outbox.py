@@ -10,7 +10,7 @@ from voxfleet.tracking.outbox import Outbox, QueuedTracker, Record, RefusedError
 
 
 class FakeStore:
-    """Fails the first ``failures`` times for each of ``kinds`` (all where none is given), and refuses ``refused`` keys."""
+    """Fails ``failures`` times, for ``kinds`` where they are given, and refuses metrics of ``refused`` names."""
 
     address = "http://store"
 

@@ -28,8 +28,7 @@ def open_tracker(config: TrackingConfig, record: Record, say: Say) -> Iterator[T
     store = MlflowStore(config, record)
     if not record.begun:
         store.open()
-    kept = Record.read(record.unsent)[1] if storage.exists(record.unsent) else []
-    operations = [operation for operation in kept if operation["kind"] != "status"]  # it is running again
+    operations = Record.read(record.unsent)[1] if storage.exists(record.unsent) else []
     outbox = Outbox(store, record, say, flush_s=config.flush_s, operations=operations)
     with recording(outbox, QueuedTracker(outbox, config.model_name or record.name)) as tracker:
         tracker.log_tags(source_tags())
