@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from voxfleet.data.plan import epoch_order, steps_per_epoch, worker_slice
 from voxfleet.diffusion.noise import Draws
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.models import DiT3DConfig
-from voxfleet.train.diffusion import DiffusionRecipe
+from voxfleet.train.diffusion import AugmentConfig, DiffusionRecipe
 from voxfleet.train.optim import OptimConfig, learning_rate
-from voxfleet.train.state import TrainState
+from voxfleet.train.state import TrainState, read_state, state_bytes
 from voxfleet.train.step import train_step
 
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, final_lr_ratio=0.1, ema_decay=0.9)
@@ -36,22 +35,16 @@ def fresh():
     return TrainState.create(RECIPE.build(), OPTIM)
 
 
-def step(state, data=None, scale=None, index=None, epoch=0, recipe=RECIPE):
+def step(state, data=None, scale=None, index=None, epoch=0, recipe=RECIPE, **options):
     data = batch() if data is None else data
     rows = len(data["label"])
     index = torch.arange(rows) if index is None else index
     scale = 1 / rows if scale is None else scale
-    return train_step(
-        state,
-        state.model,
-        recipe,
-        data,
-        Draws(0, epoch, index),
-        scale=scale,
-        total_steps=20,
-        optim=OPTIM,
-        precision="float32",
-    )
+    settings = {"scale": scale, "total_steps": 20, "optim": OPTIM, "precision": "float32", **options}
+    losses, norm = train_step(state, state.model, recipe, data, Draws(0, epoch, index), **settings)
+    assert losses.shape == (rows,)
+    assert norm > 0
+    return losses.sum()
 
 
 def same(a, b):
@@ -66,7 +59,7 @@ def test_two_steps_save_load_two_steps_equal_four():
         step(first, epoch=epoch)
     torch.manual_seed(99)
     second = TrainState.create(RECIPE.build(), OPTIM)
-    second.load_bytes(first.to_bytes())
+    second.load(read_state(state_bytes(first.snapshot())))
     for epoch in range(2, 4):
         step(second, epoch=epoch)
     assert second.step == whole.step == 4
@@ -160,28 +153,76 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-@pytest.mark.parametrize(("samples", "size"), [(103, 8), (5, 50), (12, 4)])
-def test_each_epoch_sees_every_sample_once_over_any_number_of_workers(world, samples, size):
+def test_a_snapshot_does_not_change_while_training_goes_on():
+    state = fresh()
+    step(state)
+    snapshot = state.snapshot()
+    before = state_bytes(snapshot)
+    step(state)
+    assert state_bytes(snapshot) == before
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(parts):
+    whole, split = fresh(), fresh()
     for epoch in range(3):
-        order = epoch_order(samples, 7, epoch)
-        seen = []
-        for s in range(steps_per_epoch(samples, size)):
-            parts = [worker_slice(samples, size, s, world, rank) for rank in range(world)]
-            assert max(p.stop - p.start for p in parts) - min(p.stop - p.start for p in parts) <= 1
-            seen += [row for part in parts for row in order[part].tolist()]
-        assert sorted(seen) == list(range(samples))
-        assert seen == order.tolist()  # the global batches are the same for every number of workers
+        losses = step(whole, epoch=epoch), step(split, epoch=epoch, accumulate=parts)
+        torch.testing.assert_close(*losses, rtol=0, atol=1e-4)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(split.model.state_dict()[name], value, rtol=0, atol=1e-5)
 
 
-def test_orders_differ_by_epoch_and_seed_and_are_pinned():
-    assert epoch_order(6, 0, 0).tolist() == [
-        0,
-        3,
-        5,
-        1,
-        2,
-        4,
-    ]  # a changed order would break the resumption of every run
-    assert epoch_order(50, 0, 0).tolist() != epoch_order(50, 0, 1).tolist()
-    assert epoch_order(50, 0, 0).tolist() != epoch_order(50, 1, 0).tolist()
+def test_float16_follows_float32_and_its_scale_is_saved():
+    exact, half = fresh(), TrainState.create(fresh().model, OPTIM, "float16")
+    for epoch in range(5):
+        losses = step(exact, epoch=epoch), step(half, epoch=epoch, precision="float16")
+        torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+    assert half.scaler.is_enabled()
+    assert not exact.scaler.is_enabled()
+    half.scaler.update(1024.0)
+    restored = TrainState.create(fresh().model, OPTIM, "float16")
+    restored.load(read_state(state_bytes(half.snapshot())))
+    assert restored.scaler.get_scale() == 1024.0
+
+
+def test_augmentation_mirrors_half_of_the_draws_and_adds_noise():
+    rows = 400
+    ramp = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(rows, 2, 4, 2, 2)
+    data = {"mu": ramp, "logvar": torch.full_like(ramp, -60.0)}
+    plain = RECIPE.latents(data, Draws(0, 0, torch.arange(rows)))
+
+    def augmented(**changes):
+        recipe = dataclasses.replace(RECIPE, augment=AugmentConfig(**changes))
+        return recipe._augmented(plain, Draws(0, 0, torch.arange(rows)))
+
+    mirrored = augmented(mirror=True)
+    turned = (mirrored != plain).flatten(1).any(dim=1)
+    assert turned.double().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(mirrored[turned], plain[turned].flip(2))
+    assert (augmented(noise=0.3) - plain).std().item() == pytest.approx(0.3, rel=0.02)
+    assert torch.equal(augmented(), plain)
+
+
+def test_validation_is_by_parts_of_time_on_draws_that_never_change():
+    state = fresh()
+    for _ in range(3):
+        step(state)  # a fresh network answers zero at all times
+    found = RECIPE.validate(state.model, batch(), Draws(0, 0, torch.arange(4)))
+    parts = [found[f"loss_t{number}of4"] for number in (1, 2, 3, 4)]
+    torch.testing.assert_close(found["loss"], torch.stack(parts).mean(dim=0))
+    assert not torch.equal(parts[0], parts[3])
+    again = RECIPE.validate(state.model, batch(), Draws(0, 0, torch.arange(4)))
+    assert torch.equal(found["loss"], again["loss"])
+
+
+# Losses of 20 steps of 4 on this file's recipe: a change of the maths, the noise or the optimizer shows here.
+PINNED = [
+    *(0.8568, 0.7964, 0.8019, 0.8163, 0.8225, 0.8035, 0.8138, 0.7510, 0.7604, 0.7574),
+    *(0.7976, 0.7348, 0.7729, 0.7605, 0.7253, 0.7562, 0.7332, 0.7746, 0.7868, 0.7225),
+]
+
+
+def test_the_loss_curve_is_pinned():
+    state = fresh()
+    losses = [step(state, epoch=epoch).item() / 4 for epoch in range(20)]
+    assert losses == pytest.approx(PINNED, abs=2e-4)

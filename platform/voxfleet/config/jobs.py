@@ -6,15 +6,17 @@ from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.campaign import CampaignConfig
 from voxfleet.data.cohort import SimulationConfig
+from voxfleet.data.plan import LoadingConfig
 from voxfleet.data.preprocess import PreprocessConfig
 from voxfleet.data.sources import SourceConfig, SplitConfig
-from voxfleet.diffusion.process import FLOW, DiffusionConfig
-from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.diffusion.process import FLOW, DiffusionConfig, Process
+from voxfleet.diffusion.samplers import SamplerConfig, sampler_table
 from voxfleet.models import DiT3DConfig
 from voxfleet.models.execution import check_precision
 from voxfleet.models.vae import AutoencoderConfig
 from voxfleet.tracking.base import TrackingConfig
 from voxfleet.train.autoencoder import AutoencoderLossConfig
+from voxfleet.train.diffusion import AugmentConfig
 from voxfleet.train.optim import OptimConfig
 from voxfleet.train.speed import BenchmarkSettings
 from voxfleet.train.step import TrainerConfig
@@ -82,7 +84,9 @@ class TrainingConfig:
         name: name of the run; the same output and name continue it.
         output: folder of runs.
         data: folder of the shards to train on.
-        package: folder of the package that is made; null puts it into the run's folder.
+        package: folder of the package that is made; null puts it into the run's folder. The package of the lowest
+            validation loss is in the run's folder always, as best.
+        loading: how the shards reach the workers.
         optim: optimizer and learning rate.
         trainer: length and precision of the training.
         resources: where the job runs, and the number of workers.
@@ -93,6 +97,7 @@ class TrainingConfig:
     output: str
     data: str
     package: str | None = None
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -152,17 +157,44 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Mosaics of samples of each class while training, drawn by the averaged weights.
+
+    Args:
+        every: epochs between mosaics, of those with a validation (and one at the end); 0 for none.
+        per_class: samples of each class; they start from the same noise at every time.
+        sampler: how they are drawn.
+        autoencoder: package that decodes them; null shows the first channel of the latents.
+    """
+
+    every: int = 0
+    per_class: int = 4
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=20))
+    autoencoder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every is {self.every}; it must be 0 or more")
+        if self.per_class < 1:
+            raise ValueError(f"per_class is {self.per_class}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainingConfig):
     """Train a DiT3D on latent shards.
 
     Args:
         model: the network; its input_size, in_channels and num_classes must be those of the latents.
         diffusion: the noise, the target and the loss.
+        augment: changes of the latents.
+        samples: pictures of samples while training.
         gradient_checkpointing: compute each block again in the backward pass: less memory, a third more time.
     """
 
     model: DiT3DConfig = field(default_factory=DiT3DConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -172,6 +204,11 @@ class TrainConfig(TrainingConfig):
         if self.model.learn_sigma and self.diffusion.target == "x0":
             # an error of x0 does not shrink with the noise, so the bound's first terms would drown the loss
             raise ValueError("model.learn_sigma is true, which needs diffusion.target epsilon or v; set it to false")
+        if self.samples.every:
+            try:
+                sampler_table(self.samples.sampler, Process(self.diffusion))
+            except ValueError as error:
+                raise ValueError(f"samples.sampler.{error}") from error
 
     @property
     def warnings(self) -> list[str]:

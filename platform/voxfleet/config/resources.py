@@ -11,12 +11,14 @@ class ResourcesConfig:
         address: a Ray cluster (auto, HOST:6379); null joins the cluster that RAY_ADDRESS names, such as that of
             `ray job submit`, or else starts a private one on this machine.
         workers: training workers, or actors that hold a model. Jobs of plain tasks use what the cluster has.
+        min_workers: a training goes on with fewer workers, down to this many, when nodes are lost; null: never.
         cpus_per_worker: CPUs, and PyTorch threads, of each worker.
         gpus_per_worker: GPUs of each worker, may be a fraction; null takes 1 where the cluster has GPUs, else 0.
     """
 
     address: str | None = None
     workers: int = 2
+    min_workers: int | None = None
     cpus_per_worker: int = 1
     gpus_per_worker: float | None = None
 

@@ -33,7 +33,7 @@ class Progress:
     """The progress of one stage: redrawn in place on a terminal, elsewhere a line every half minute."""
 
     def __init__(self, stage: str, total: int, unit: str) -> None:
-        self._stage, self._total, self._unit = stage, total, unit
+        self.stage, self._total, self._unit = stage, total, unit
         self._done = self._first = 0
         self._began = self._shown = time.monotonic()
         self._first_at: float | None = None
@@ -55,7 +55,7 @@ class Progress:
         parts = [f"{self._done}/{self._total} {self._unit}"]
         if rate := self._rate(now):
             parts += [f"{rate:.3g}/s", f"{duration((self._total - self._done) / rate)} left"]
-        line = f"{self._stage}: {', '.join([*parts, *filter(None, [note])])}"
+        line = f"{self.stage}: {', '.join([*parts, *filter(None, [note])])}"
         sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else line + "\n")
         sys.stderr.flush()
 
@@ -68,4 +68,4 @@ class Progress:
         clear = "\r\x1b[2K" if self._terminal else ""
         rate = self._rate(now)
         spent = duration(now - self._began) + (f", {rate:.3g} {self._unit}/s" if rate else "")
-        say(f"{clear}{self._stage}: {summary} ({spent})")
+        say(f"{clear}{self.stage}: {summary} ({spent})")

@@ -13,7 +13,7 @@ from voxfleet.data.shards import Manifest, read_manifest, read_shard
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.generate import MANIFEST as SYNTHETIC_MANIFEST
-from voxfleet.engine.ingest import read_kept
+from voxfleet.engine.ingest import open_splits
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import Output, digest
 from voxfleet.errors import UserError
@@ -48,7 +48,8 @@ def run(config: EvaluateConfig) -> None:
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output) as tracker:
         progress = Progress("evaluate", len(rows), "volumes")
-        real = {name: kept.arrays() for name, kept in read_kept(there.volumes, manifest, ("volume",)).items()}
+        splits = open_splits(there.volumes, manifest, ("volume",), "kept")
+        real = {name: split.open().read(np.arange(split.rows)) for name, split in splits.items()}
         synthetic = _read_synthetic(there.synthetic, rows, manifest)
         progress.advance(len(rows))
         test = real["test"]["volume"]

@@ -1,13 +1,19 @@
 """The train job: latent shards to a DiT3D model package."""
 
-from voxfleet.config.jobs import TrainConfig
+from voxfleet.config.jobs import SamplesConfig, TrainConfig
 from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.engine.console import say
+from voxfleet.engine.job import absolute_paths
+from voxfleet.engine.mosaic import SampleMosaic
 from voxfleet.engine.output import as_document
 from voxfleet.engine.training_job import train_package, training_outputs
 from voxfleet.errors import UserError
-from voxfleet.packages import CONFIG
+from voxfleet.models import DiT3D
+from voxfleet.models.summary import summarize
+from voxfleet.packages import CONFIG, read_package_config
 from voxfleet.train.diffusion import DiffusionRecipe
+
+_PASSES = 3  # of the network in a training step: the backward pass counts as two
 
 
 def run(config: TrainConfig) -> None:
@@ -19,19 +25,25 @@ def run(config: TrainConfig) -> None:
     _check_model(config, manifest)
     for warning in config.warnings:
         say(f"train: warning: {warning}")
+    recipe = DiffusionRecipe(
+        config.model,
+        config.diffusion,
+        tuple(manifest.mean),
+        tuple(manifest.std),
+        gradient_checkpointing=config.gradient_checkpointing,
+        augment=config.augment,
+    )
     train_package(
         outputs,
         config,
         kind="model",
         manifest=manifest,
         columns=("mu", "logvar"),
-        recipe=DiffusionRecipe(
-            config.model,
-            config.diffusion,
-            tuple(manifest.mean),
-            tuple(manifest.std),
-            gradient_checkpointing=config.gradient_checkpointing,
-        ),
+        recipe=recipe,
+        flops=_PASSES
+        * summarize(lambda: DiT3D(config.model), (config.model.in_channels, *config.model.input_size)).flops,
+        mosaic=SampleMosaic(_absolute(config.samples), recipe, manifest),
+        mosaic_every=config.samples.every,
         weights=dict,
         document={
             "diffusion": as_document(config.diffusion),
@@ -45,6 +57,11 @@ def run(config: TrainConfig) -> None:
     )
 
 
+def _absolute(samples: SamplesConfig) -> SamplesConfig:
+    """``samples`` for workers, which run in other folders."""
+    return samples if samples.autoencoder is None else absolute_paths(samples, "autoencoder")
+
+
 def _check_model(config: TrainConfig, manifest: Manifest) -> None:
     expected = {
         "model.in_channels": (config.model.in_channels, manifest.shape[0]),
@@ -54,3 +71,15 @@ def _check_model(config: TrainConfig, manifest: Manifest) -> None:
     for key, (ours, theirs) in expected.items():
         if ours != theirs:
             raise UserError(f"{key} is {ours}, but the latents in {config.data} have {theirs}; set {key} to {theirs}")
+    if config.augment.mirror and manifest.geometry.get("mirror_axis") is None:
+        raise UserError(
+            f"augment.mirror is true, but {config.data} does not say that a mirrored head is one of the same class; "
+            "set it to false, or prepare the volumes with --source.mirrored true if it is"
+        )
+    if config.samples.autoencoder:
+        package = read_package_config(config.samples.autoencoder, "autoencoder")
+        if package["fingerprint"] != manifest.autoencoder:
+            raise UserError(
+                f"samples.autoencoder {config.samples.autoencoder} is not the one that made the latents in "
+                f"{config.data}; give that one, or null for pictures of latents"
+            )

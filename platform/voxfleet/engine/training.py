@@ -1,90 +1,93 @@
-"""Data-parallel training on Ray Train: any recipe, on data that is read once and kept.
+"""Data-parallel training on Ray Train: any recipe, on shards that are kept or streamed, continued exactly.
 
-The order of the data and every random number are functions of (seed, epoch, draw), so a run that is killed and started
-again ends with the weights of an undisturbed one (same number of workers, CPU).
+The order of the data and every random number are functions of (seed, epoch, draw), and checkpoints are whole or not
+there; so a run that is killed anywhere and started again ends with the weights of an undisturbed one (same number of
+workers, CPU). What is saved is ours, in files that are written atomically: Ray Train rewrites its own list of
+checkpoints in place, and a run whose driver dies in that moment could not be continued.
 """
 
-import os
-import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
-import torch
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
-from voxfleet.data.plan import epoch_order, steps_per_epoch, worker_slice
-from voxfleet.diffusion.noise import Draws
 from voxfleet.engine.cluster import gpus_per_worker, ray_errors
-from voxfleet.engine.console import Progress
-from voxfleet.engine.ingest import Kept
-from voxfleet.errors import UserError
+from voxfleet.engine.console import Progress, say
+from voxfleet.engine.ingest import Split
+from voxfleet.engine.validation import Beside, Mosaic, Validation
+from voxfleet.engine.worker import Fit, work
+from voxfleet.errors import UserError, VoxfleetError, WorkMissingError
 from voxfleet.tracking.base import Tracker
+from voxfleet.train.checkpoint import CheckpointStore, Measures, best_step
 from voxfleet.train.optim import OptimConfig
-from voxfleet.train.state import TrainState, read_state
-from voxfleet.train.step import Batch, Recipe, TrainerConfig, autocast, train_step
+from voxfleet.train.state import read_state
+from voxfleet.train.step import Recipe, TrainerConfig
 
-STATE_FILE = "state.pt"
-_MAX_FAILURES = 3
 _POLL_S = 0.5
-_VALIDATION_EPOCH = 2**31  # an epoch number of its own: validation draws are the same at every validation
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What the workers are given."""
+@dataclass(frozen=True)
+class Trained:
+    """What a fit leaves: the final state, that of the best checkpoint, and everything that was measured."""
 
-    recipe: Recipe
-    train: Kept
-    val: Kept
-    trainer: TrainerConfig
-    optim: OptimConfig
-    threads: int
-    mailbox: Any
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
-        return steps_per_epoch(self.train.rows, self.trainer.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self.trainer.epochs * self.steps_per_epoch
+    state: Mapping[str, Any]
+    best: Mapping[str, Any]
+    history: list[Measures]
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Carries logged points from the first worker to the driver, which shows and records them."""
+    """Carries messages from the workers to the driver, which shows and records them."""
 
     def __init__(self) -> None:
-        self._points: list[dict[str, float]] = []
+        self._messages: list[dict[str, Any]] = []
+        self._failures: list[VoxfleetError] = []
+        self._diverged: dict[str, Any] = {}
 
-    def put(self, point: dict[str, float]) -> None:
-        """Leave a point."""
-        self._points.append(point)
+    def put(self, message: dict[str, Any]) -> None:
+        """Leave a message."""
+        self._messages.append(message)
 
-    def drain(self) -> list[dict[str, float]]:
-        """Take all points."""
-        points, self._points = self._points, []
-        return points
+    def fail(self, error: VoxfleetError) -> None:
+        """Leave an error that starting again would not mend."""
+        self._failures.append(error)
+
+    def diverged(self, step: int, samples: list[str], broken: list[str]) -> None:
+        """Leave the samples whose loss is not finite, and those of them whose shard holds such numbers."""
+        found = self._diverged
+        found["step"] = step
+        found["samples"] = [*found.get("samples", []), *samples]
+        found["broken"] = [*found.get("broken", []), *broken]
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Take all messages."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def failures(self) -> list[VoxfleetError]:
+        """All errors."""
+        return self._failures
+
+    def divergence(self) -> dict[str, Any]:
+        """What ``diverged`` left."""
+        return self._diverged
 
 
 def fit(
     recipe: Recipe,
-    data: dict[str, Kept],
+    data: Mapping[str, Split],
     *,
     folder: str,
     name: str,
@@ -92,31 +95,85 @@ def fit(
     optim: OptimConfig,
     resources: ResourcesConfig,
     tracker: Tracker,
-) -> dict[str, Any]:
+    balanced: bool = False,
+    flops: int | None = None,
+    mosaic: Mosaic | None = None,
+    mosaic_every: int = 0,
+) -> Trained:
     """Train ``recipe`` to the end, from the newest checkpoint in ``folder``/``name`` if there is one.
 
-    Returns the final state: ``model``, ``ema``, ``history`` ... (see ``TrainState``).
+    ``flops`` are those of a sample's step; ``mosaic`` makes a picture of samples every ``mosaic_every`` epochs.
 
     Raises:
-        UserError: if the loss is not finite.
+        UserError: if the loss is not finite, a shard cannot be read, or a checkpoint not be written.
+        WorkMissingError: if workers were lost too often.
     """
-    gpus = gpus_per_worker(resources)
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
-    job = Fit(
+    began = time.time()
+    _check_sizes(data, trainer, resources)
+    store = CheckpointStore(storage.join(folder, name))
+    mailbox = Mailbox.options(scheduling_strategy=_here()).remote()  # type: ignore[attr-defined]
+    validation = Validation(
         recipe=recipe,
-        train=data["train"],
-        val=data["val"],
+        split=data["val"],
         trainer=trainer,
+        store=store,
+        mosaic=mosaic,
+        mosaic_every=mosaic_every,
+    )
+    gpus = gpus_per_worker(resources)
+    options = _beside_options(resources, gpus)
+    job = Fit(
+        validation=validation,
+        train=data["train"],
         optim=optim,
+        balanced=balanced,
+        inside=options is None,
         threads=resources.cpus_per_worker,
+        flops=flops,
+        began=began,
         mailbox=mailbox,
     )
+    steps_per_epoch = job.total_steps // trainer.epochs
+    beside = Beside(validation, steps_per_epoch, options, resources.cpus_per_worker)
+    watch = _Watch(job, beside, Progress(name, job.total_steps, "steps"), tracker)
+    with ray_errors():
+        _fit_watched(_trainer(job, folder, name, resources, gpus), watch)
+    newest = max(store.steps(), default=0)
+    if newest < job.total_steps:
+        raise _not_finite(name, newest, ray.get(mailbox.divergence.remote()), store)
+    watch.finish()
+    state, best = (read_state(store.read(step)) for step in (newest, best_step(beside.found) or newest))
+    return Trained(state, best, _merged(state["history"], beside.found))
+
+
+def _check_sizes(data: Mapping[str, Split], trainer: TrainerConfig, resources: ResourcesConfig) -> None:
+    for what, size in (("samples", data["train"].rows), ("draws of trainer.batch_size", trainer.batch_size)):
+        if resources.workers > size:
+            raise UserError(f"there are {resources.workers} workers for {size} {what}; lower resources.workers")
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The driver's own node: what stands there is lost with the driver, and not before."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _beside_options(resources: ResourcesConfig, gpus: float) -> dict[str, Any] | None:
+    """Resources of a validation that runs beside the workers; None where there is no room for it."""
+    there = ray.cluster_resources()
+    if gpus:
+        free = there.get("GPU", 0) - resources.workers * gpus
+        return {"num_gpus": 1, "num_cpus": 0} if free >= 1 else None
+    return {"num_cpus": 1} if there.get("CPU", 0) - resources.workers * resources.cpus_per_worker >= 1 else None
+
+
+def _trainer(job: Fit, folder: str, name: str, resources: ResourcesConfig, gpus: float) -> TorchTrainer:
     system, path = storage.filesystem(folder)
-    runner = TorchTrainer(
-        _work,
+    least = resources.min_workers
+    return TorchTrainer(
+        work,
         train_loop_config={"fit": job},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=(least, resources.workers) if least else resources.workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
@@ -124,24 +181,13 @@ def fit(
             name=name,
             storage_path=path,
             storage_filesystem=system,
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=job.validation.trainer.max_failures),
             logging_config=LoggingConfig("CRITICAL"),
         ),
     )
-    watch = _Watch(mailbox, Progress(name, job.total_steps, "steps"), tracker)
-    with ray_errors():
-        result = _fit_watched(runner, watch)
-    saved = _read_checkpoint(result.checkpoint) if result.checkpoint else {"step": 0}
-    if saved["step"] < job.total_steps:
-        raise UserError(
-            f"{name}: the loss is not finite after step {saved['step']} (the last checkpoint); lower optim.lr or check "
-            f"the data, and remove {storage.join(folder, name)} to begin again"
-        )
-    watch.finish()
-    return dict(saved)
 
 
-def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> ray.train.Result:
+def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
     """Run ``fit`` in a thread, and watch from this one.
 
     In the main thread Ray Train would take over Ctrl-C, for the rest of the process; so it stays ours.
@@ -155,189 +201,102 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> ray.train.Result:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    while True:
-        done = wait([outcome], timeout=_POLL_S).done
+    while not wait([outcome], timeout=_POLL_S).done:
         watch.read()
-        if done:
-            return outcome.result()
+    watch.read()
+    if failures := ray.get(watch.job.mailbox.failures.remote()):
+        raise failures[0]
+    try:
+        outcome.result()
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        if failures and all(isinstance(failure, ray.exceptions.RayError) for failure in failures):
+            limit = watch.job.validation.trainer.max_failures
+            raise WorkMissingError(
+                f"workers were lost more often than trainer.max_failures ({limit}) allows; "
+                "run the same command again to continue from the last checkpoint"
+            ) from error
+        raise
 
 
 class _Watch:
-    """Shows and records the points that the workers post."""
+    """Shows and records what the workers post, and has their checkpoints validated."""
 
-    def __init__(self, mailbox: Any, progress: Progress, tracker: Tracker) -> None:
-        self._mailbox, self._progress, self._tracker = mailbox, progress, tracker
-        self._last: dict[str, float] = {}
+    def __init__(self, job: Fit, beside: Beside, progress: Progress, tracker: Tracker) -> None:
+        self.job, self._beside, self._progress, self._tracker = job, beside, progress, tracker
+        self._shown: Measures = {}
+        self._step: int | None = None
 
     def read(self) -> None:
-        """Take what has been posted since the last time; the first point is where the run starts."""
-        for point in ray.get(self._mailbox.drain.remote()):
-            if "step" not in self._last:
-                self._progress.skip(int(point["step"]))
+        """Take what has been posted since the last time."""
+        for message in ray.get(self.job.mailbox.drain.remote()):
+            if "restored" in message:
+                self._restored(message["restored"], message["history"])
+            elif "saved" in message:
+                self._beside.saved(message["saved"])
+                trainer = self.job.validation.trainer
+                self._beside.prune(trainer.keep_newest, trainer.keep_best)
+            elif "first_step_s" in message:
+                self._tracker.log_metrics([{"step": 0, **message}])
             else:
-                self._tracker.log_metrics([point])
-                self._progress.advance(int(point["step"] - self._last["step"]), _note(self._last | point))
-            self._last |= point
+                self._measured(message)
+        self._beside.poll(self._tracker)
+
+    def _restored(self, step: int, history: list[Measures]) -> None:
+        """A group of workers begins: after a restart, at the step of the last checkpoint."""
+        if self._step is not None:
+            say(f"{self._progress.stage}: a worker was lost; going on from step {step}")
+        self._progress.skip(step - (self._step or 0))
+        self._step = step
+        for point in history:
+            self._record(point)
+
+    def _measured(self, point: Measures) -> None:
+        self._record(point)
+        step = int(point["step"])
+        self._shown |= {key: value for key, value in point.items() if key in _SHOWN}
+        self._progress.advance(step - (self._step or 0), _note(self._shown))
+        self._step = step
+
+    def _record(self, point: Measures) -> None:
+        self._tracker.log_metrics([point])
+        if "val_loss" in point:
+            self._beside.measured(point)
 
     def finish(self) -> None:
-        """Sum the run up."""
-        self._progress.finish(_note(self._last) or "already trained")
+        """Validate what is left, and sum the run up."""
+        self._beside.poll(self._tracker, wait=True)
+        trainer = self.job.validation.trainer
+        self._beside.prune(trainer.keep_newest, trainer.keep_best)
+        best = best_step(self._beside.found)
+        note = f"validation loss {self._beside.found[best]['val_loss']:.4g} at step {best}" if best else ""
+        self._progress.finish(", ".join(filter(None, [_note(self._shown), f"best {note}" if note else ""])))
 
 
-def _note(point: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:.4g}" for key, value in point.items() if key not in ("step", "epoch"))
+_SHOWN = ("loss", "samples_per_s", "val_loss")
 
 
-def _read_checkpoint(checkpoint: Checkpoint) -> Any:
-    with checkpoint.as_directory() as folder:
-        return read_state(storage.read_bytes(os.path.join(folder, STATE_FILE)))
+def _note(point: Measures) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in point.items())
 
 
-# --- in the workers -------------------------------------------------------------------------------------------------
-
-
-def _work(config: dict[str, Any]) -> None:
-    job: Fit = config["fit"]
-    torch.set_num_threads(job.threads)
-    worker = _Worker(job)
-    worker.restore()
-    worker.run()
-
-
-class _Worker:
-    """One rank of a fit."""
-
-    def __init__(self, job: Fit) -> None:
-        self.job = job
-        context = ray.train.get_context()
-        self.world, self.rank = context.get_world_size(), context.get_world_rank()
-        self.device = ray.train.torch.get_device()
-        self.train, self.val = job.train.arrays(), job.val.arrays()
-        torch.manual_seed(job.trainer.seed)
-        self.state = TrainState.create(job.recipe.build().to(self.device), job.optim)
-        self.averaged = job.recipe.build().to(self.device).eval().requires_grad_(False)
-        self.network: nn.Module = self.state.model
-        if self.world > 1:
-            self.network = DistributedDataParallel(self.state.model)
-        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, samples since the last log
-        self.clock = time.monotonic()
-
-    def restore(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint:
-            with checkpoint.as_directory() as folder:
-                self.state.load_bytes(storage.read_bytes(os.path.join(folder, STATE_FILE)))
-        if self.world > 1:
-            self._settle_buckets()
-
-    def _settle_buckets(self) -> None:
-        """DDP orders its gradient buckets anew in the second pass: do both before the first real step.
-
-        Otherwise, with three workers or more, a resumed run sums its first gradient in another order.
-        """
-        batch, draws = self._batch(self.train, np.zeros(1, dtype=np.int64), 0, 0)
-        for _ in range(2):
-            (self.job.recipe.loss(self.network, batch, draws).sum() * 0.0).backward()
-        self.state.optimizer.zero_grad(set_to_none=True)
-
-    def run(self) -> None:
-        """All steps that are left."""
-        trainer, per_epoch = self.job.trainer, self.job.steps_per_epoch
-        self._post({"step": self.state.step})
-        while self.state.step < self.job.total_steps:
-            epoch = self.state.step // per_epoch
-            order = epoch_order(self.job.train.rows, trainer.seed, epoch)
-            for position in range(per_epoch):
-                self._step(order, epoch, position)
-                # before a checkpoint too: what is logged must not depend on where a run was interrupted
-                last = position == per_epoch - 1 and self._is_due(epoch + 1, trainer.checkpoint_every)
-                if (last or self.state.step % trainer.log_every == 0) and not self._log():
-                    return
-            if self._is_due(epoch + 1, trainer.validate_every):
-                self._validate()
-            if self._is_due(epoch + 1, trainer.checkpoint_every):
-                self._checkpoint(epoch + 1)
-
-    def _is_due(self, epoch: int, every: int) -> bool:
-        return epoch % every == 0 or epoch == self.job.trainer.epochs
-
-    def _step(self, order: np.ndarray, epoch: int, position: int) -> None:
-        size = self.job.trainer.batch_size
-        part = worker_slice(len(order), size, position, self.world, self.rank)
-        samples = part.stop - part.start
-        rows = order[part] if samples else order[:1]
-        batch, draws = self._batch(self.train, rows, epoch, part.start)
-        whole = min(size, len(order) - position * size)
-        loss = train_step(
-            self.state,
-            self.network,
-            self.job.recipe,
-            batch,
-            draws,
-            scale=self.world / whole if samples else 0.0,
-            total_steps=self.job.total_steps,
-            optim=self.job.optim,
-            precision=self.job.trainer.precision,
+def _not_finite(name: str, step: int, found: dict[str, Any], store: CheckpointStore) -> VoxfleetError:
+    """Why a fit ended early."""
+    if not found:
+        return WorkMissingError(f"{name}: ended after step {step} of its training; run the same command again")
+    kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
+    if found["broken"]:
+        return UserError(
+            f"{name}: the shards hold numbers that are not finite for {', '.join(found['broken'])}; make the shards "
+            f"again without these samples ({kept})"
         )
-        if samples:
-            self.sums += torch.stack([loss.double(), torch.tensor(samples, dtype=torch.float64, device=self.device)])
+    return UserError(
+        f"{name}: the loss is not finite at step {found['step']}, for {', '.join(found['samples'])} ({kept}); lower "
+        f"optim.lr or check these samples, and name another run, or remove {store.run} to begin again"
+    )
 
-    def _batch(self, data: dict[str, np.ndarray], rows: np.ndarray, epoch: int, start: int) -> tuple[Batch, Draws]:
-        batch = {name: torch.from_numpy(values[rows]).to(self.device) for name, values in data.items()}
-        index = torch.arange(start, start + len(rows), device=self.device)
-        return batch, Draws(self.job.trainer.seed, epoch, index)
 
-    def _log(self) -> bool:
-        """Log the mean loss since the last log; False if it is not finite."""
-        loss, samples = self._reduced(self.sums).tolist()
-        now = time.monotonic()
-        point = {"step": self.state.step, "loss": loss / samples}
-        self.sums.zero_()
-        if not np.isfinite(loss):
-            return False
-        self.state.history.append(point)
-        self._post({**point, "samples_per_s": samples / (now - self.clock)})
-        self.clock = now
-        return True
-
-    @torch.no_grad()
-    def _validate(self) -> None:
-        """Measures over the validation split with the averaged weights, on draws that never change."""
-        self.averaged.load_state_dict(self.state.ema)
-        part = worker_slice(self.job.val.rows, self.job.val.rows, 0, self.world, self.rank)
-        size = -(-self.job.trainer.batch_size // self.world)
-        measures: dict[str, Tensor] = {}
-        for start in range(part.start, max(part.stop, part.start + 1), size):
-            rows = np.arange(start, min(start + size, part.stop))
-            counted = len(rows) > 0
-            rows = rows if counted else np.zeros(1, dtype=np.int64)  # a rank without rows still names the measures
-            batch, draws = self._batch(self.val, rows, _VALIDATION_EPOCH, start)
-            with autocast(self.device, self.job.trainer.precision):
-                values = self.job.recipe.validate(self.averaged, batch, draws)
-            for name, value in values.items():
-                total = value.double().sum() * float(counted)
-                measures[name] = measures.get(name, torch.zeros_like(total)) + total
-        sums = self._reduced(torch.stack(list(measures.values()))) / self.job.val.rows
-        point = {"step": self.state.step, **{f"val_{n}": v for n, v in zip(measures, sums.tolist(), strict=True)}}
-        self.state.history.append(point)
-        self._post(point)
-
-    def _checkpoint(self, epoch: int) -> None:
-        metrics = {"step": self.state.step, "epoch": epoch}
-        if self.rank:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, STATE_FILE).write_bytes(self.state.to_bytes())
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-    def _reduced(self, sums: Tensor) -> Tensor:
-        sums = sums.clone()
-        if self.world > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
-
-    def _post(self, point: dict[str, float]) -> None:
-        if self.rank == 0:
-            self.job.mailbox.put.remote(point)
+def _merged(history: list[Measures], validations: Mapping[int, Measures]) -> list[Measures]:
+    """All points of a run by step; those of the training first."""
+    points = [point for point in history if "val_loss" not in point]
+    return sorted([*points, *validations.values()], key=lambda point: (point["step"], "val_loss" in point))

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from voxfleet import __version__, storage
 from voxfleet.config.jobs import TrainConfig, TrainVaeConfig
-from voxfleet.data.shards import Manifest, check_shards
-from voxfleet.engine.ingest import read_kept
+from voxfleet.data.shards import Manifest
+from voxfleet.engine.console import say
+from voxfleet.engine.ingest import describe, open_splits
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import Output, as_document
 from voxfleet.engine.training import fit
 from voxfleet.packages import architecture, write_package
 from voxfleet.train.step import Recipe
 
-HISTORY = "history.json"
+HISTORY, BEST = "history.json", "best"
 
 
 @dataclass(frozen=True)
@@ -44,30 +45,39 @@ def train_package(
     recipe: Recipe,
     weights: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     document: dict[str, Any],
+    **options: Any,
 ) -> None:
     """Fit ``recipe`` to ``columns`` of the shards, and package its averaged weights, as ``weights`` names them.
 
-    ``document`` is what the package's configuration holds beside the architecture and the training's provenance.
+    Those of the end go into the package, those of the lowest validation loss into the run's folder. ``document`` is
+    what a package's configuration holds beside the architecture and the training's provenance; ``options`` are of fit.
     """
-    check_shards(config.data, manifest)
     with job_session(outputs.run, workers=True, name=config.name) as tracker:
+        data = open_splits(storage.absolute(config.data), manifest, columns, config.loading.mode)
+        say(f"{config.name}: {describe(data)}")
         outputs.package.claim()
-        state = fit(
+        trained = fit(
             recipe,
-            read_kept(config.data, manifest, columns),
-            folder=config.output,
+            data,
+            folder=storage.absolute(config.output),
             name=config.name,
             trainer=config.trainer,
             optim=config.optim,
             resources=config.resources,
             tracker=tracker,
+            balanced=config.loading.balanced,
+            **options,
         )
-        storage.write_json(storage.join(outputs.run.folder, HISTORY), state["history"])
-        provenance = {"voxfleet": __version__, "step": state["step"], **as_document(config)}
-        fingerprint = write_package(
-            config.package_folder,
-            kind,
-            weights(state["ema"]),
-            {"architecture": architecture(config.model), **document, "training": provenance},
-        )
+        storage.write_json(storage.join(outputs.run.folder, HISTORY), trained.history)
+        for folder, state in (
+            (storage.join(outputs.run.folder, BEST), trained.best),
+            (config.package_folder, trained.state),
+        ):
+            provenance = {"voxfleet": __version__, "step": state["step"], **as_document(config)}
+            fingerprint = write_package(
+                folder,
+                kind,
+                weights(state["ema"]),
+                {"architecture": architecture(config.model), **document, "training": provenance},
+            )
         tracker.log_params({"package_folder": config.package_folder, "fingerprint": fingerprint})

@@ -7,7 +7,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHAPES = 64  # each batch size is compiled for itself; past PyTorch's own limit of 8, fullgraph would fail
 
 

@@ -31,8 +31,9 @@ def mosaic(volumes: np.ndarray, titles: Sequence[str]) -> bytes:
 
 def loss_curves(history: list[dict[str, float]], title: str) -> bytes:
     """Training and validation measures of a run against the step, one panel a measure."""
-    names = sorted({key for point in history for key in point} - {"step", "loss", "val_loss"})
-    panels = [("loss", "val_loss"), *((name,) for name in names)]
+    names = sorted({key for point in history for key in point} - {"step", "lr"})
+    losses = tuple(name for name in names if "loss" in name)
+    panels = [losses, *((name,) for name in names if name not in losses)]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 2.8), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for name in panel:
@@ -42,7 +43,7 @@ def loss_curves(history: list[dict[str, float]], title: str) -> bytes:
         axis.set_xlabel("step")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-        if panel[0] == "loss":
+        if panel == losses:
             axis.set_yscale("log")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()

@@ -62,11 +62,11 @@ class AutoencoderRecipe:
         return (out - x).abs().flatten(1).mean(dim=1) + self.loss_config.kl_weight * kl
 
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """PSNR (dB) and SSIM of the reconstruction from the posterior's mean, each (B,)."""
+        """L1 (``loss``), PSNR (dB) and SSIM of the reconstruction from the posterior's mean, each (B,)."""
         x = batch["volume"][:, None]
         out, _, _ = model(x, torch.zeros(len(x), *self.model.latent_shape(tuple(x.shape[2:])), device=x.device))
         out = out.float().clamp(0, 1)
-        return {"l1": (out - x).abs().flatten(1).mean(dim=1), "psnr": psnr(out, x), "ssim": ssim(out, x)}
+        return {"loss": (out - x).abs().flatten(1).mean(dim=1), "psnr": psnr(out, x), "ssim": ssim(out, x)}
 
 
 def autoencoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

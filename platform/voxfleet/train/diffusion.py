@@ -12,7 +12,28 @@ from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.train.step import Batch
 
 # streams of the keyed draws: each use of randomness has its own
-POSTERIOR, TIMESTEP, NOISE, LABEL = range(4)
+POSTERIOR, TIMESTEP, NOISE, LABEL, MIRROR, BLUR = range(6)
+BUCKETS = 4  # of equal width in time, by which the validation loss is shown
+_SAGITTAL = 2  # the axis of (B, C, D, H, W) that goes from left to right in RAS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Changes of the latents of training; all off by default.
+
+    Args:
+        noise: standard deviation of normal noise that is added, in units of the standardised latents.
+        mirror: mirror every second draw from left to right; only where the data says that a mirrored head is one of
+            the same class (source.mirrored of prepare). The autoencoder's latents of mirrored heads are mirrored
+            nearly, not exactly.
+    """
+
+    noise: float = 0.0
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if self.noise < 0:
+            raise ValueError(f"noise is {self.noise}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,7 @@ class DiffusionRecipe:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     gradient_checkpointing: bool = False
+    augment: AugmentConfig = AugmentConfig()
 
     def build(self) -> nn.Module:
         """A freshly initialised DiT3D."""
@@ -41,20 +63,36 @@ class DiffusionRecipe:
         return (x - _channels(self.mean, x)) / _channels(self.std, x)
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Loss of the target, (B,), with labels dropped for guidance."""
+        """Loss of the target, (B,), with labels dropped for guidance, of the latents as they are augmented."""
         dropped = draws.uniform(LABEL) < self.model.class_dropout_prob
         labels = torch.where(dropped, self.model.num_classes, batch["label"])
-        return self._loss(model, batch, labels, draws)
+        return self._loss(
+            model, self._augmented(self.latents(batch, draws), draws), labels, draws.uniform(TIMESTEP), draws
+        )
 
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """The same loss with every label kept, as ``loss`` (B,)."""
-        return {"loss": self._loss(model, batch, batch["label"], draws)}
+        """The same loss, with every label kept: in each part of time, and their mean as ``loss``, each (B,).
 
-    def _loss(self, model: nn.Module, batch: Batch, labels: Tensor, draws: Draws) -> Tensor:
+        In each part, a sample's timestep is the same at every validation; as is its noise.
+        """
+        x0, uniform = self.latents(batch, draws), draws.uniform(TIMESTEP)
+        times = {f"loss_t{bucket + 1}of{BUCKETS}": (bucket + uniform) / BUCKETS for bucket in range(BUCKETS)}
+        found = {name: self._loss(model, x0, batch["label"], time, draws) for name, time in times.items()}
+        return {"loss": torch.stack(list(found.values())).mean(dim=0), **found}
+
+    def _augmented(self, x0: Tensor, draws: Draws) -> Tensor:
+        if self.augment.mirror:
+            turned = draws.uniform(MIRROR) < 0.5
+            x0 = torch.where(turned.reshape(-1, 1, 1, 1, 1), x0.flip(_SAGITTAL), x0)
+        if self.augment.noise:
+            x0 = x0 + self.augment.noise * draws.normal(BLUR, tuple(x0.shape[1:]))
+        return x0
+
+    def _loss(self, model: nn.Module, x0: Tensor, labels: Tensor, time: Tensor, draws: Draws) -> Tensor:
+        """The loss at ``time`` (B,) in (0, 1)."""
         process = Process(self.diffusion)
-        x0 = self.latents(batch, draws)
         noise = draws.normal(NOISE, tuple(x0.shape[1:]))
-        t = process.draw_timesteps(draws.uniform(TIMESTEP))
+        t = process.draw_timesteps(time)
         out = model(process.q_sample(x0, t, noise), t, labels)
         return denoising_loss(process, out, x0, noise, t)
 

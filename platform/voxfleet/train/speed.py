@@ -242,8 +242,7 @@ def measure(case: BenchmarkCase, work: str, settings: BenchmarkSettings, device:
     Compilation and first calls do not count. A network that is out of memory has no ``seconds``.
     """
     precision = resolve_precision(settings.precision, device)
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, dtype=PRECISIONS[precision], device=device) for _ in range(2))
+    reference, reference_flops = matrix_product(precision, device)
     config = model_of(case, settings.model)
     rows = []
     for name, mode in itertools.product(settings.networks, settings.modes):
@@ -275,10 +274,24 @@ def measure(case: BenchmarkCase, work: str, settings: BenchmarkSettings, device:
             "device": device_name(device),
             "torch": torch.__version__,
         }
-        timings = _in_turn(build, lambda: left @ right, settings.repeats, device)
-        rows.append(row | _rates(row, *timings, matrix_flops=2 * size**3))
+        timings = _in_turn(build, reference, settings.repeats, device)
+        rows.append(row | _rates(row, *timings, matrix_flops=reference_flops))
         torch.compiler.reset()  # what is compiled counts against a limit, and CUDA graphs keep memory
     return rows
+
+
+def matrix_product(precision: str, device: torch.device) -> tuple[Call, int]:
+    """The product of two large matrices in ``precision``, and its FLOPs: what the device can do at best."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, dtype=PRECISIONS[precision], device=device) for _ in range(2))
+    return lambda: left @ right, 2 * size**3
+
+
+def matrix_rate(precision: str, device: torch.device) -> float:
+    """FLOP/s of ``matrix_product``, measured now."""
+    call, flops = matrix_product(precision, device)
+    call()
+    return flops / _seconds(call, 1, device)
 
 
 def _in_turn(

@@ -1,9 +1,12 @@
 """One optimizer step, and what a training job brings to it. Letters: B batch (this worker's part)."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from voxfleet.diffusion.noise import Draws
 from voxfleet.models.execution import autocast, check_precision
@@ -20,28 +23,44 @@ class TrainerConfig:
     Args:
         epochs: passes over the training split.
         batch_size: samples of one optimizer step, over all workers.
-        precision: float32, bfloat16 (autocast; weights stay float32), or auto: bfloat16 on a GPU, float32 elsewhere.
+        accumulate: parts of a worker's batch that are computed one after another: less memory, the same gradient.
+        precision: float32, bfloat16 or float16 (autocast; weights stay float32; float16 scales its loss), or auto:
+            bfloat16 on a GPU, float32 elsewhere.
+        compile: compile the network by torch.compile: a minute at the start, faster steps on a GPU.
         seed: of the initial weights, the order of the data, noise, timesteps and label dropout.
         log_every: steps between logged losses.
-        validate_every: epochs between validations with the averaged weights (and one at the end).
+        validate_every: epochs between validations with the averaged weights (and one at the end), each of a checkpoint.
         checkpoint_every: epochs between checkpoints (and one at the end).
+        keep_newest: newest checkpoints that are kept.
+        keep_best: checkpoints of the lowest validation loss that are kept.
+        max_failures: how often a worker may be lost until the run gives up; the same command goes on from there.
     """
 
     epochs: int = 100
     batch_size: int = 8
+    accumulate: int = 1
     precision: str = "auto"
+    compile: bool = False
     seed: int = 0
     log_every: int = 10
     validate_every: int = 10
     checkpoint_every: int = 10
+    keep_newest: int = 1
+    keep_best: int = 1
+    max_failures: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+        every = ("log_every", "validate_every", "checkpoint_every")
+        for name in ("epochs", "batch_size", "accumulate", *every, "keep_newest", "keep_best", "max_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_precision(self.precision)
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+
+    def is_due(self, epoch: int, every: int) -> bool:
+        """Whether something that is done ``every`` so many epochs is due after ``epoch`` (from 1)."""
+        return epoch % every == 0 or epoch == self.epochs
 
 
 class Recipe(Protocol):
@@ -56,7 +75,10 @@ class Recipe(Protocol):
         ...
 
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Measures of each sample of the validation split, each (B,); the draws are the same at every validation."""
+        """Measures of each sample of the validation split, each (B,); the draws are the same at every validation.
+
+        One is ``loss``, by which checkpoints are ranked.
+        """
         ...
 
 
@@ -71,8 +93,9 @@ def train_step(
     total_steps: int,
     optim: OptimConfig,
     precision: str,
-) -> Tensor:
-    """One step of ``state``; returns the summed loss of this worker's samples (a detached scalar).
+    accumulate: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """One step of ``state``; returns each sample's loss (B,) and the norm of the gradient before clipping, detached.
 
     ``network`` is the model, or its DDP wrapper. The gradient is that of ``scale`` * sum of the samples' losses: with
     DDP, which averages over W workers, scale = W / (samples of the global batch) gives the exact mean over the global
@@ -82,13 +105,34 @@ def train_step(
     rate = learning_rate(optim, state.step, total_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with autocast(next(state.model.parameters()).device, precision):
-        loss = recipe.loss(network, batch, draws).float().sum()
-    (loss * scale).backward()
-    if optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm)
-    state.optimizer.step()
+    parts = [_part(batch, draws, rows) for rows in _split(draws, accumulate)]
+    losses = []
+    for number, (part, part_draws) in enumerate(parts, start=1):
+        with _synchronized(network, number == len(parts)):
+            with autocast(next(state.model.parameters()).device, precision):
+                loss = recipe.loss(network, part, part_draws).float()
+            state.scaler.scale(loss.sum() * scale).backward()
+        losses.append(loss.detach())
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm or float("inf"))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.update_ema(optim.ema_decay)
-    return loss.detach()
+    return torch.cat(losses), norm
+
+
+def _split(draws: Draws, parts: int) -> list[slice]:
+    size = len(draws.index)
+    parts = min(parts, size)
+    return [slice(size * i // parts, size * (i + 1) // parts) for i in range(parts)]
+
+
+def _part(batch: Batch, draws: Draws, rows: slice) -> tuple[Batch, Draws]:
+    return {name: values[rows] for name, values in batch.items()}, Draws(draws.seed, draws.epoch, draws.index[rows])
+
+
+def _synchronized(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Let DDP average the gradient once, in the ``last`` part of a step."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else contextlib.nullcontext()

@@ -1,0 +1,154 @@
+"""Training on Ray Train and Ray Data beside a bare PyTorch loop on tensors in memory: same model, batch and steps.
+
+python docs/benchmarks/training.py FOLDER [THREADS [EPOCHS]]   (FOLDER gets made-up latents and the runs)
+
+The bare loop runs before and after, in a process of its own; ratios are of medians of steady steps.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from voxfleet import storage
+from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.shards import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    shard_name,
+    table_bytes,
+    tensor_table,
+    write_manifest,
+)
+from voxfleet.diffusion.process import DiffusionConfig, Process
+from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.train.diffusion import DiffusionRecipe
+from voxfleet.train.optim import OptimConfig
+from voxfleet.train.step import TrainerConfig
+
+ROWS, BATCH, SHAPE = 512, 16, (4, 8, 14, 8)
+MODEL = DiT3DConfig(input_size=SHAPE[1:], patch_size=(2, 2, 2), hidden_size=384, depth=4, num_heads=6)
+OPTIM = OptimConfig(lr=1e-4)
+
+
+def make(folder: str) -> None:
+    """Latents of random numbers."""
+    rng = np.random.default_rng(0)
+    split = ["train"] * ROWS + ["val"] * BATCH
+    shards = []
+    for index, start in enumerate(range(0, len(split), 64)):
+        numbers = range(start, min(start + 64, len(split)))
+        columns = {
+            "subject_id": [f"sub-{number:05d}" for number in numbers],
+            "label": [number % 2 for number in numbers],
+            "split": split[start : numbers.stop],
+            "source": ["made up"] * len(numbers),
+        }
+        mu = rng.standard_normal((len(numbers), *SHAPE), dtype=np.float32)
+        data = table_bytes(tensor_table(columns, {"mu": mu, "logvar": np.full_like(mu, -4.0)}))
+        sha256 = storage.write_bytes(storage.join(folder, shard_name(index)), data)
+        shards.append({"file": shard_name(index), "rows": len(numbers), "sha256": sha256})
+    statistics_ = {"mean": [0.0] * 4, "std": [1.0] * 4, "geometry": {}, "limits": {}}
+    manifest = Manifest(kind="latents", shape=SHAPE, classes=("HC", "TLE"), counts={}, shards=shards, **statistics_)
+    write_manifest(folder, manifest)
+
+
+def bare(threads: int, epochs: int) -> float:
+    """Median seconds of a step of a plain loop: torch's own noise, AdamW, clipping and averaged weights."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model, process = DiT3D(MODEL), Process(DiffusionConfig())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIM.lr, fused=True)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(OPTIM.ema_decay)
+    )
+    data, labels = torch.randn(ROWS, *SHAPE), torch.arange(ROWS) % 2
+    seconds = []
+    for _ in range(epochs):
+        order = torch.randperm(ROWS)
+        for rows in order.split(BATCH):
+            began = time.perf_counter()
+            x0, y = data[rows] + 0.1 * torch.randn(len(rows), *SHAPE), labels[rows].clone()
+            y[torch.rand(len(y)) < MODEL.class_dropout_prob] = MODEL.num_classes
+            t, noise = torch.randint(0, 1000, (len(rows),)), torch.randn_like(x0)
+            loss = (model(process.q_sample(x0, t, noise), t, y) - noise).square().mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            averaged.update_parameters(model)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[len(seconds) // 4 :])
+
+
+def on_ray(folder: str, mode: str, threads: int, epochs: int) -> list[dict[str, float]]:
+    """Every point that a fit logs."""
+    from voxfleet.engine.cluster import session
+    from voxfleet.engine.ingest import open_splits
+    from voxfleet.engine.training import fit
+    from voxfleet.models.summary import summarize
+    from voxfleet.tracking.base import MemoryTracker
+
+    tracker, resources = MemoryTracker(), ResourcesConfig(workers=1, cpus_per_worker=threads)
+    recipe = DiffusionRecipe(MODEL, DiffusionConfig(), (0.0,) * 4, (1.0,) * 4)
+    with session(resources), tempfile.TemporaryDirectory(dir=folder) as runs:
+        fit(
+            recipe,
+            open_splits(folder, read_manifest(folder, "latents"), ("mu", "logvar"), mode),
+            folder=runs,
+            name=mode,
+            trainer=TrainerConfig(
+                epochs=epochs, batch_size=BATCH, log_every=8, validate_every=epochs, checkpoint_every=epochs
+            ),
+            optim=OPTIM,
+            resources=resources,
+            tracker=tracker,
+            flops=3 * summarize(lambda: DiT3D(MODEL), SHAPE).flops,
+        )
+    return tracker.points
+
+
+def child(*arguments: object) -> str:
+    """What this script prints when it is run with ``arguments``."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main(folder: str, threads: int, epochs: int) -> None:
+    """Measure both ways of reading between bare loops."""
+    if not Path(folder, MANIFEST).exists():
+        make(folder)
+    alone = [float(child("bare", threads, epochs))]
+    for mode in ("kept", "streamed"):
+        points = json.loads(child("ray", folder, mode, threads, epochs))
+        alone.append(float(child("bare", threads, epochs)))
+        steady = [point for point in points if "samples_per_s" in point]
+        steady = steady[len(steady) // 4 :]
+        seconds = BATCH / statistics.median(point["samples_per_s"] for point in steady)
+        first = next(point["first_step_s"] for point in points if "first_step_s" in point)
+        memory = [point["memory_gb"] for point in steady]
+        print(
+            f"{mode}, {threads} threads: bare {1e3 * alone[-2]:.1f} and {1e3 * alone[-1]:.1f} ms a step, Ray {1e3 * seconds:.1f} "
+            f"ms, ratio {statistics.mean(alone[-2:]) / seconds:.3f}; data wait "
+            f"{100 * statistics.mean(point['data_wait_share'] for point in steady):.2f} %, first step after {first:.1f} s, "
+            f"memory {memory[0]:.3f} to {memory[-1]:.3f} GB over {epochs} epochs, share of the matrix rate "
+            f"{statistics.median(point['matrix_share'] for point in steady):.2f}"
+        )
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "bare":
+        print(bare(*map(int, rest)))
+    elif what == "ray":
+        print(json.dumps(on_ray(rest[0], rest[1], int(rest[2]), int(rest[3]))))
+    else:
+        main(what, *(map(int, rest) if len(rest) == 2 else [int(rest[0]) if rest else 1, 20]))

@@ -1,0 +1,145 @@
+"""Where each row of a split stands in its shards, and how rows are read."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxfleet import storage
+from voxfleet.data.shards import SPLITS, Manifest, tensors
+from voxfleet.errors import UserError
+
+_THREADS = 16
+_SMALL = ("split", "label", "subject_id")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The rows of one split, in the order of the shards.
+
+    Attributes:
+        files: URIs of the shards.
+        labels, subjects: class and subject of each row, (rows,).
+        groups: row group of each row, numbered over all shards, (rows,).
+        offsets: place of each row in its row group, (rows,).
+        group_files, group_numbers: of each row group, the shard and its number in that shard.
+        columns: shape and dtype of a row of each tensor column.
+    """
+
+    files: tuple[str, ...]
+    labels: np.ndarray
+    subjects: np.ndarray
+    groups: np.ndarray
+    offsets: np.ndarray
+    group_files: np.ndarray
+    group_numbers: np.ndarray
+    columns: dict[str, tuple[tuple[int, ...], str]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def row_bytes(self, columns: Sequence[str]) -> int:
+        """Bytes of one row of ``columns`` in memory."""
+        return sum(
+            math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in (self.columns[name] for name in columns)
+        )
+
+    def read(self, rows: np.ndarray, columns: Sequence[str]) -> Arrays:
+        """``columns`` and ``label`` of ``rows``, in their order, each (rows, *shape); whole row groups are read.
+
+        Raises:
+            UserError: if a shard cannot be read.
+        """
+        needed, of_row = np.unique(self.groups[rows], return_inverse=True)
+        parts: list[Arrays] = []
+        sizes: list[int] = []
+        for file in np.unique(self.group_files[needed]):
+            numbers = self.group_numbers[needed[self.group_files[needed] == file]]
+            part, lengths = _read_groups(self.files[file], tuple(columns), numbers.tolist())
+            parts.append(part)
+            sizes.extend(lengths)
+        starts = np.cumsum([0, *sizes[:-1]])
+        take = starts[of_row] + self.offsets[rows]
+        arrays = {name: np.concatenate([part[name] for part in parts])[take] for name in columns}
+        return {**arrays, "label": self.labels[rows]}
+
+
+def read_index(folder: str, manifest: Manifest) -> dict[str, Index]:
+    """The index of each split: from the footers and the small columns of all shards.
+
+    Raises:
+        UserError: if a shard is missing or damaged, or is not what the manifest says.
+    """
+    files = tuple(manifest.files(folder))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        shards = list(pool.map(functools.partial(_read_small, manifest), files, manifest.shards))
+    small = pa.concat_tables(table for table, _ in shards)
+    split, labels, subjects = (np.array(small[name].to_pylist()) for name in _SMALL)
+    lengths = np.concatenate([lengths for _, lengths in shards])
+    groups = np.repeat(np.arange(len(lengths)), lengths)
+    offsets = np.arange(len(labels)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    group_files = np.repeat(np.arange(len(files)), [len(lengths) for _, lengths in shards])
+    group_numbers = np.concatenate([np.arange(len(lengths)) for _, lengths in shards])
+    columns = _tensor_columns(_open(files[0]).schema_arrow)
+    found = {}
+    for name in SPLITS:
+        rows = np.flatnonzero(split == name)
+        of_rows = labels[rows], subjects[rows], groups[rows], offsets[rows]
+        found[name] = Index(files, *of_rows, group_files, group_numbers, columns)
+    return found
+
+
+def _read_small(manifest: Manifest, uri: str, shard: dict) -> tuple[pa.Table, list[int]]:
+    """Subjects, labels and splits of a shard, and the lengths of its row groups."""
+    with _damage(uri):
+        file = _open(uri)
+        for name, (shape, _) in _tensor_columns(file.schema_arrow).items():
+            if shape != manifest.shape:
+                raise UserError(f"{uri}: {name} has shape {shape}, the manifest says {manifest.shape}; make it again")
+        if file.metadata.num_rows != shard["rows"]:
+            raise UserError(
+                f"{uri} has {file.metadata.num_rows} rows, the manifest says {shard['rows']}; make it again"
+            )
+        lengths = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        return file.read(columns=list(_SMALL)), lengths
+
+
+def _tensor_columns(schema: pa.Schema) -> dict[str, tuple[tuple[int, ...], str]]:
+    kinds = {field.name: field.type for field in schema if isinstance(field.type, pa.FixedShapeTensorType)}
+    return {name: (tuple(kind.shape), str(kind.value_type.to_pandas_dtype().__name__)) for name, kind in kinds.items()}
+
+
+def _read_groups(uri: str, columns: tuple[str, ...], numbers: list[int]) -> tuple[Arrays, list[int]]:
+    """``columns`` of some row groups of a shard, and the lengths of these groups."""
+    with _damage(uri):
+        file = _open(uri)
+        table = file.read_row_groups(numbers, columns=list(columns), use_threads=False)
+        lengths = [file.metadata.row_group(number).num_rows for number in numbers]
+    return {name: tensors(table, name) for name in columns}, lengths
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    system, path = storage.filesystem(uri)
+    return pq.ParquetFile(path, filesystem=system, metadata=_footer(uri), pre_buffer=not storage.is_local(uri))
+
+
+@functools.lru_cache(maxsize=4096)
+def _footer(uri: str) -> pq.FileMetaData:
+    system, path = storage.filesystem(uri)
+    return pq.read_metadata(path, filesystem=system)
+
+
+@contextlib.contextmanager
+def _damage(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{uri} is missing or damaged ({reason}); delete its folder and make it again") from error

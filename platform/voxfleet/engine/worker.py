@@ -1,0 +1,322 @@
+"""What each worker of a training does: the loop over the plan, and all that has to be the same after a restart."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from voxfleet.data.index import Arrays
+from voxfleet.data.plan import Plan
+from voxfleet.diffusion.noise import Draws
+from voxfleet.engine.ingest import Split
+from voxfleet.engine.validation import Validation, point, sums, to_batch
+from voxfleet.errors import VoxfleetError
+from voxfleet.models.execution import MODES, resolve_precision
+from voxfleet.train.optim import OptimConfig, learning_rate
+from voxfleet.train.speed import matrix_rate
+from voxfleet.train.state import TrainState, read_state, state_bytes
+from voxfleet.train.step import train_step
+
+_AHEAD = 2  # batches that are ready before they are needed
+_NAMED = 8  # samples that a message names
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the workers are given."""
+
+    validation: Validation
+    train: Split
+    optim: OptimConfig
+    balanced: bool
+    inside: bool  # the workers validate
+    threads: int
+    flops: int | None  # of one sample in one step
+    began: float  # unix time
+    mailbox: Any
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        trainer = self.validation.trainer
+        return trainer.epochs * -(-self.train.rows // trainer.batch_size)
+
+
+def work(config: dict[str, Any]) -> None:
+    """The training function of Ray Train.
+
+    An error of ours is final: it is left in the mailbox, and the group that Ray starts in place of the failed one ends
+    at once. Any other failure is that of a process or a node, and the next group continues from the last checkpoint.
+    """
+    fit: Fit = config["fit"]
+    if ray.get(fit.mailbox.failures.remote()):
+        return
+    torch.set_num_threads(fit.threads)
+    try:
+        worker = Worker(fit)
+        worker.restore()
+        worker.run()
+    except VoxfleetError as error:
+        ray.get(fit.mailbox.fail.remote(error))
+        raise
+
+
+@dataclass
+class _Done:
+    """A step that is not logged yet."""
+
+    step: int
+    rows: np.ndarray
+    losses: Tensor
+    norm: Tensor
+
+
+@dataclass
+class _Clock:
+    """Time since the last log."""
+
+    began: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+
+
+class Worker:
+    """One rank."""
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit, self.trainer, self.recipe = fit, fit.validation.trainer, fit.validation.recipe
+        context = ray.train.get_context()
+        self.world, self.rank = context.get_world_size(), context.get_world_rank()
+        self.device = ray.train.torch.get_device()
+        self.precision = resolve_precision(self.trainer.precision, self.device)
+        self.reader, self.val = fit.train.open(), fit.validation.split.open()
+        index = self.reader.index
+        self.plan = Plan(
+            labels=index.labels,
+            groups=index.groups,
+            batch_size=self.trainer.batch_size,
+            row_bytes=index.row_bytes(self.reader.columns),
+            seed=self.trainer.seed,
+            balanced=fit.balanced,
+        )
+        torch.manual_seed(self.trainer.seed)
+        self.state = TrainState.create(self.recipe.build().to(self.device), fit.optim, self.precision)
+        self.averaged = self.recipe.build().to(self.device).eval().requires_grad_(False)
+        self.network: nn.Module = MODES["compiled" if self.trainer.compile else "eager"](self.state.model)
+        if self.world > 1:
+            self.network = DistributedDataParallel(self.network)
+        self.writer = _Writer(fit)
+        self.recent: list[_Done] = []
+        self.clock = _Clock()
+        self.matrix_rate = matrix_rate(self.precision, self.device) if fit.flops and not self.rank else 0.0
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        store = self.fit.validation.store
+        newest = torch.tensor([max(store.steps(), default=-1)], device=self.device)
+        if self.world > 1:
+            torch.distributed.broadcast(newest, 0)
+        if newest >= 0:
+            self.state.load(read_state(store.read(int(newest))))
+        if self.world > 1:
+            self._settle_buckets()
+        self._post({"restored": self.state.step, "history": self.state.history})
+
+    def _settle_buckets(self) -> None:
+        """DDP orders its gradient buckets anew in the second pass: do both before the first real step.
+
+        Otherwise, with three workers or more, a resumed run sums its first gradient in another order.
+        """
+        batch, draws = to_batch(self.reader.blank(), self.device), self._draws(0, range(1))
+        for _ in range(2):
+            (self.recipe.loss(self.network, batch, draws).sum() * 0.0).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def run(self) -> None:
+        """All steps that are left."""
+        first = self.state.step
+        with closing(ahead(self._batches(), _AHEAD)) as batches:
+            while self.state.step < self.fit.total_steps:
+                asked = time.monotonic()
+                part, rows, arrays = next(batches)
+                self.clock.waited += time.monotonic() - asked
+                self._step(part, rows, arrays)
+                if self.state.step == first + 1:
+                    self._post({"first_step_s": time.time() - self.fit.began})
+                epoch, position = divmod(self.state.step, self.plan.steps)
+                save = position == 0 and self._is_due(epoch)
+                # before a checkpoint too: what is logged must not depend on where a run was interrupted
+                if (save or self.state.step % self.trainer.log_every == 0) and not self._log():
+                    return
+                if save:
+                    self._save(epoch)
+        self.writer.wait()
+
+    def _is_due(self, epoch: int) -> bool:
+        return self.fit.validation.is_due(epoch) or self.trainer.is_due(epoch, self.trainer.checkpoint_every)
+
+    def _batches(self) -> Generator[tuple[range, np.ndarray, Arrays]]:
+        """This worker's part of every batch that is left: positions in the epoch's order, rows, and what they hold."""
+        first_epoch, first = divmod(self.state.step, self.plan.steps)
+        for epoch in range(first_epoch, self.trainer.epochs):
+            order = self.plan.order(epoch)
+            parts = [self.plan.part(step, self.world, self.rank) for step in range(first, self.plan.steps)]
+            rows = np.concatenate([order[part] for part in parts])
+            sizes = [size for part in parts if (size := part.stop - part.start)]
+            units = self.plan.units(first, self.world, self.rank)
+            with closing(self.reader.batches(rows, sizes, units)) as batches:
+                for part in parts:
+                    positions = range(part.start, part.stop)
+                    yield positions, order[part], next(batches) if positions else self.reader.blank()
+            first = 0
+
+    def _draws(self, epoch: int, positions: range) -> Draws:
+        return Draws(self.trainer.seed, epoch, torch.arange(positions.start, positions.stop, device=self.device))
+
+    def _step(self, positions: range, rows: np.ndarray, arrays: Arrays) -> None:
+        epoch, step = divmod(self.state.step, self.plan.steps)
+        whole = min(self.plan.batch_size, self.plan.draws - step * self.plan.batch_size)
+        losses, norm = train_step(
+            self.state,
+            self.network,
+            self.recipe,
+            to_batch(arrays, self.device),
+            self._draws(epoch, positions or range(1)),
+            scale=self.world / whole if positions else 0.0,
+            total_steps=self.fit.total_steps,
+            optim=self.fit.optim,
+            precision=self.precision,
+            accumulate=self.trainer.accumulate,
+        )
+        self.recent.append(_Done(self.state.step, rows, losses[: len(positions)], norm))
+
+    def _log(self) -> bool:
+        """Log the mean loss since the last log; False if it is not finite, which ends the run."""
+        losses = torch.cat([done.losses for done in self.recent]).double()
+        norm = torch.stack([done.norm for done in self.recent]).double()
+        loss, samples = self._reduced(torch.stack([losses.sum(), torch.tensor(len(losses)).to(losses)])).tolist()
+        # scaled steps of float16 may overflow: they are skipped, and the scale is lowered
+        if not np.isfinite(loss) or not (self.precision == "float16" or norm.isfinite().all()):
+            self._name_culprits()
+            return False
+        self.writer.check()
+        rate = learning_rate(self.fit.optim, self.state.step - 1, self.fit.total_steps)
+        logged = {"step": self.state.step, "loss": loss / samples, "grad_norm": norm.mean().item(), "lr": rate}
+        self.state.history.append(logged)
+        self._post({**logged, **self._speed(samples)})
+        self.recent.clear()
+        return True
+
+    def _speed(self, samples: float) -> dict[str, float]:
+        """How fast it went since the last log."""
+        seconds = time.monotonic() - self.clock.began
+        found = {"samples_per_s": samples / seconds, "data_wait_share": self.clock.waited / seconds}
+        self.clock = _Clock()
+        if self.matrix_rate and self.fit.flops:
+            rate = found["samples_per_s"] * self.fit.flops / self.world
+            found |= {"tflops_per_worker": rate / 1e12, "matrix_share": rate / self.matrix_rate}
+        if self.device.type == "cuda":
+            return {**found, "gpu_memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
+        with open("/proc/self/statm") as file:
+            return {**found, "memory_gb": int(file.read().split()[1]) * _PAGE / 1e9}
+
+    def _name_culprits(self) -> None:
+        """Leave the samples of the first step whose loss or gradient is not finite in the mailbox."""
+        bad = [done for done in self.recent if not (done.losses.isfinite().all() and done.norm.isfinite())]
+        first = torch.tensor([bad[0].step if bad else self.fit.total_steps + 1], device=self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+        if not bad or bad[0].step != int(first):
+            return
+        rows = bad[0].rows[~bad[0].losses.isfinite().cpu().numpy()]
+        names = [str(name) for name in self.reader.index.subjects[rows if len(rows) else bad[0].rows][:_NAMED]]
+        broken = {
+            str(self.reader.index.subjects[row])
+            for row in rows[:_NAMED]
+            if not all(np.isfinite(values).all() for values in self.reader.read(np.array([row])).values())
+        }
+        ray.get(self.fit.mailbox.diverged.remote(bad[0].step, names, sorted(broken)))
+
+    def _save(self, epoch: int) -> None:
+        if self.fit.inside and self.fit.validation.is_due(epoch):
+            self._validate(epoch)
+        if self.rank == 0:
+            self.writer.write(self.state.step, self.state.snapshot())
+
+    def _validate(self, epoch: int) -> None:
+        """Measures over the validation split with the averaged weights, on draws that never change."""
+        self.averaged.load_state_dict(self.state.ema)
+        rows = len(self.val.index)
+        part = range(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+        size = -(-self.trainer.batch_size // self.world)
+        measures = sums(self.recipe, self.averaged, self.val, part, self.trainer, size=size)
+        means = self._reduced(torch.stack(list(measures.values()))) / rows
+        measured = point(self.state.step, dict(zip(measures, means.tolist(), strict=True)))
+        self.state.history.append(measured)
+        if self.rank == 0:
+            self.fit.validation.picture(self.averaged, self.device, self.state.step, epoch)
+        self._post(measured)
+
+    def _reduced(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def _post(self, message: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self.fit.mailbox.put.remote(message)
+
+
+class _Writer:
+    """Writes checkpoints in a thread of its own, one at a time."""
+
+    def __init__(self, fit: Fit) -> None:
+        self._fit = fit
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def write(self, step: int, snapshot: dict[str, Any]) -> None:
+        """Begin to write; waits for the one before, and raises what that met."""
+        self.wait()
+        self._last = self._pool.submit(self._write, step, snapshot)
+
+    def _write(self, step: int, snapshot: dict[str, Any]) -> None:
+        self._fit.validation.store.write(step, state_bytes(snapshot))
+        ray.get(self._fit.mailbox.put.remote({"saved": step}))
+
+    def check(self) -> None:
+        """Raise what the last one met, if it is finished."""
+        if self._last and self._last.done():
+            self._last.result()
+
+    def wait(self) -> None:
+        """Until the last one is written."""
+        if self._last:
+            self._last.result()
+
+
+def ahead(items: Generator[Any], depth: int) -> Generator[Any]:
+    """``items``, made by a thread that is up to ``depth`` ahead; closing this closes ``items`` in that thread."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
+            pool.submit(items.close)
