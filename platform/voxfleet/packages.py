@@ -50,6 +50,13 @@ def write_package(folder: str, kind: str, weights: dict[str, Tensor], document: 
     return mark
 
 
+def copy_package(source: str, target: str) -> str:
+    """Copy a package to the folder ``target``, and return that."""
+    for name in (WEIGHTS, CONFIG):
+        storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+    return target
+
+
 def is_complete(folder: str) -> bool:
     """Whether a finished package stands in ``folder``."""
     return storage.exists(storage.join(folder, CONFIG))

@@ -246,8 +246,8 @@ class GenerateConfig:
 
     Args:
         output: folder of the dataset.
-        model: folder of the model package.
-        autoencoder: folder of the autoencoder package that the model's latents came from.
+        model: folder of the model package, or a registered one: models:/NAME/VERSION or models:/NAME@ALIAS.
+        autoencoder: the autoencoder package that the model's latents came from, likewise.
         campaign: how many samples of which class, and the base seed.
         sampler: how latents are drawn.
         precision: of the network: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.

@@ -204,6 +204,5 @@ def _write(config: EvaluateConfig, page: Page, figures: dict[str, Any], tracker:
             storage.write_bytes(storage.join(config.output, name), picture.png)
     storage.write_bytes(_page_uri(config), page.html().encode())
     tracker.log_metrics([{name: value for name, value in figures.items() if name != "compared"}])
-    if storage.is_local(_page_uri(config)):
-        tracker.log_artifact(_page_uri(config))
+    tracker.log_artifact(_page_uri(config))
     storage.write_json(storage.join(config.output, FIGURES), figures)

@@ -1,6 +1,7 @@
 """The generate job: a campaign of synthetic volumes, in a pool of actors that hold both models."""
 
 import dataclasses
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,25 @@ from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.units import Ledger, Pool, Rows, run_units
 from voxfleet.errors import UserError, WorkMissingError
-from voxfleet.packages import load_autoencoder, load_model, read_package_config
+from voxfleet.packages import copy_package, load_autoencoder, load_model, read_package_config
+from voxfleet.tracking.record import resolve_model
 
 MANIFEST = "manifest.parquet"
+_PACKAGES = ".voxfleet/packages"
 
 
 def run(config: GenerateConfig) -> None:
     """Make what the campaign lacks."""
-    model = read_package_config(config.model, "model")
-    autoencoder = read_package_config(config.autoencoder, "autoencoder")
+    with tempfile.TemporaryDirectory() as downloads:
+        _run(config, downloads)
+
+
+def _run(config: GenerateConfig, downloads: str) -> None:
+    # registered packages may be named: the output belongs to their names, the work is done with their folders
+    located = _located(config, downloads)
+    there = absolute_paths(located, "output", "model", "autoencoder")
+    model = read_package_config(located.model, "model")
+    autoencoder = read_package_config(located.autoencoder, "autoencoder")
     if model["autoencoder"] is None:
         raise UserError(
             f"{config.model} was trained on latents that were imported without their autoencoder, so its samples "
@@ -45,14 +56,15 @@ def run(config: GenerateConfig) -> None:
     inputs = {"model": model["fingerprint"], "autoencoder": autoencoder["fingerprint"]}
     output = Output("generate", config.output, config, inputs)
     output.check()
-    there = absolute_paths(config, "output", "model", "autoencoder")
     ledger = Ledger(storage.join(there.output, LEDGER))
     committed = _committed(ledger)
     missing = [sample for sample in samples if sample.sample_id not in committed]
     if not missing and _in_manifest(config.output) == set(committed):
         say(f"generate: {config.output} is complete, nothing to do")
+        output.send_unsent()
         return
     with job_session(output, workers=True) as tracker:
+        there = _shared(there, downloads)
         gpus = gpus_per_worker(config.resources)
         progress = Progress("generate", len(samples), "volumes")
         progress.skip(len(samples) - len(missing))
@@ -71,6 +83,24 @@ def run(config: GenerateConfig) -> None:
         _write_dataset(there, model, autoencoder["fingerprint"], rows)
         tracker.log_metrics([{"volumes": len(rows)}])
         progress.finish(f"{len(rows)} synthetic volumes in {config.output}")
+
+
+def _located(config: GenerateConfig, downloads: str) -> GenerateConfig:
+    """``config`` with the folders of registered packages."""
+    model, autoencoder = (
+        resolve_model(uri, config.tracking, storage.join(downloads, key))
+        for key, uri in (("model", config.model), ("autoencoder", config.autoencoder))
+    )
+    return dataclasses.replace(config, model=model, autoencoder=autoencoder)
+
+
+def _shared(config: GenerateConfig, downloads: str) -> GenerateConfig:
+    """``config`` with packages that were downloaded to this machine put where all workers can read them."""
+    model, autoencoder = (
+        copy_package(folder, storage.join(config.output, _PACKAGES, key)) if folder.startswith(downloads) else folder
+        for key, folder in (("model", config.model), ("autoencoder", config.autoencoder))
+    )
+    return dataclasses.replace(config, model=model, autoencoder=autoencoder)
 
 
 def _committed(ledger: Ledger) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,10 @@ from typing import TypeVar
 
 from voxfleet import storage
 from voxfleet.engine.cluster import check_fits, session
+from voxfleet.engine.console import say
 from voxfleet.engine.output import Output, as_document
-from voxfleet.tracking.base import Tracker, open_tracker
+from voxfleet.tracking.base import Tracker
+from voxfleet.tracking.record import open_tracker
 
 ConfigT = TypeVar("ConfigT")
 
@@ -36,8 +38,9 @@ def job_session(output: Output, *, workers: bool = False, name: str | None = Non
 @contextlib.contextmanager
 def recorded(output: Output, name: str | None = None) -> Iterator[Tracker]:
     """``job_session`` of a job that needs no Ray."""
-    key = f"{output.job}:{storage.absolute(output.folder)}"
-    with open_tracker(output.config.tracking, name or output.job, key) as tracker:
+    with open_tracker(output.config.tracking, output.record(name or output.job), say) as tracker:
         output.claim()
-        tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **as_document(output.config)})
+        document = as_document(output.config)
+        tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **document})
+        tracker.log_document("config.json", document)
         yield tracker

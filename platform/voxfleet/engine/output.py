@@ -1,8 +1,10 @@
 """Who an output folder belongs to: the job, the configuration and the inputs that began it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +13,13 @@ from voxfleet import __version__, storage
 from voxfleet.engine.console import say
 from voxfleet.errors import UserError
 from voxfleet.tracking.base import flatten
+from voxfleet.tracking.outbox import Record
+from voxfleet.tracking.record import send_unsent
 
 _HIDDEN = ".voxfleet"  # BIDS validators pass over it
 JOB_FILE = f"{_HIDDEN}/job.json"
 LEDGER = f"{_HIDDEN}/ledger"
+UNSENT = f"{_HIDDEN}/unsent.json"
 # what a folder is made with, but does not depend on; a campaign may grow
 _NOT_CONTENT = (
     *("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands"),
@@ -37,12 +42,16 @@ def digest(document: Any) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """The folder of a job, its configuration, and digests of what it reads, by the key that names it."""
+    """The folder of a job, its configuration, and digests of what it reads, by the key that names it.
+
+    ``run`` is the folder of the run whose record tells of this output, where that is another.
+    """
 
     job: str
     folder: str
     config: Any
     inputs: Mapping[str, str] = field(default_factory=dict)
+    run: str | None = None
 
     def check(self) -> None:
         """Make sure that the job may write here: the folder is new or empty, or the same job began it.
@@ -79,11 +88,28 @@ class Output:
         self.check()
         uri = storage.join(self.folder, JOB_FILE)
         if not storage.exists(uri):
-            record = {"job": self.job, "voxfleet": __version__, "inputs": dict(self.inputs)}
+            record = {"job": self.job, "voxfleet": __version__, "record": self._key, "inputs": dict(self.inputs)}
             storage.write_json(uri, {**record, "config": as_document(self.config)})
+
+    def record(self, name: str) -> Record:
+        """The job's record, which is found by a key in the folder: a folder that is removed begins a new one."""
+        begun = storage.exists(storage.join(self.folder, JOB_FILE))
+        return Record(name=name, key=self._key, unsent=storage.join(self.folder, UNSENT), begun=begun)
+
+    @functools.cached_property
+    def _key(self) -> str:
+        uri = storage.join(self.folder, JOB_FILE)
+        known = storage.read_json(uri) if storage.exists(uri) else {}
+        return known.get("record") or uuid.uuid4().hex
+
+    def send_unsent(self) -> None:
+        """Send what the run that finished the folder could not record."""
+        send_unsent(self.config.tracking, storage.join(self.run or self.folder, UNSENT), say)
 
     def is_done(self, marker: str) -> bool:
         """Whether an earlier run finished the folder, which its last file, ``marker``, shows; says so.
+
+        What that run could not record is sent then.
 
         Raises:
             UserError: as ``check``.
@@ -92,6 +118,7 @@ class Output:
         done = storage.exists(storage.join(self.folder, marker))
         if done:
             say(f"{self.job}: {self.folder} is complete, nothing to do")
+            self.send_unsent()
         return done
 
 

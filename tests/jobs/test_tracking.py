@@ -1,0 +1,97 @@
+"""Whole jobs and their record: registered packages, what an earlier run could not send, a server that dies."""
+
+import json
+import shutil
+import threading
+import time
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+
+from voxfleet import storage
+from voxfleet.packages import copy_package, read_package_config
+from voxfleet.tracking.base import TrackingConfig
+from voxfleet.tracking.outbox import Record
+from voxfleet.tracking.record import open_tracker, resolve_model
+
+
+def files(folder):
+    return {row["file"]: row["sha256"] for row in pq.read_table(folder / "manifest.parquet").to_pylist()}
+
+
+@pytest.fixture
+def registered(workspace, tmp_path, empty_database):
+    """A store in which the workspace's model is registered as version 1 of "heads"."""
+    shutil.copy(empty_database, tmp_path / "m.db")
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/m.db", model_name="heads")
+    record = Record(name="dit", key="abc", unsent=str(tmp_path / "unsent.json"), begun=False)
+    model = str(workspace.demo / "model")
+    with open_tracker(config, record, print) as tracker:
+        tracker.register_package(model, read_package_config(model, "model")["fingerprint"], "final")
+    return config
+
+
+def test_generate_takes_a_registered_model(workspace, registered, tmp_path, monkeypatch):
+    def downloaded(uri, config, folder):
+        """As from a server, whose files only it can read: on the driver's machine alone."""
+        found = resolve_model(uri, config, folder)
+        return copy_package(found, folder) if uri.startswith("models:/") else found
+
+    monkeypatch.setattr("voxfleet.engine.generate.resolve_model", downloaded)
+    more = ["--model", "models:/heads@final", "--output", str(tmp_path / "out"), "--tracking.uri", registered.uri]
+    for _ in range(2):  # the second has nothing to do
+        assert workspace.run("generate", *more) == 0
+    assert files(tmp_path / "out") == files(workspace.demo / "synthetic")
+    assert storage.names(str(tmp_path / "out" / ".voxfleet" / "packages")) == ["model"]  # where all workers read it
+
+
+def test_a_model_that_is_not_registered_is_one_line(workspace, registered, tmp_path, capsys):
+    more = ["--model", "models:/heads/7", "--output", str(tmp_path / "out"), "--tracking.uri", registered.uri]
+    assert workspace.run("generate", *more) == 2
+    assert "cannot get models:/heads/7 from the MLflow store" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("job", "folder"), [("train", "runs/dit"), ("generate", "synthetic"), ("encode", "latents")])
+def test_a_complete_output_sends_what_its_run_could_not(workspace, job, folder):
+    """The record of a training is kept in its run's folder, though its package tells that it is complete."""
+    home = workspace.demo / folder / ".voxfleet"
+    key = json.loads((home / "job.json").read_text())["record"]
+    kept = Record(name=job, key=key, unsent=str(home / "unsent.json"), begun=True)
+    kept.keep([{"kind": "tags", "tags": {"late": "yes"}}])
+    assert workspace.run(job) == 0
+    assert not storage.exists(kept.unsent)
+    client = mlflow.MlflowClient(f"sqlite:///{workspace.demo}/mlflow.db")
+    runs = client.search_runs(
+        [client.get_experiment_by_name("voxfleet").experiment_id], f"tags.`voxfleet.key` = '{key}'"
+    )
+    assert [run.data.tags["late"] for run in runs] == ["yes"]
+
+
+@pytest.mark.slow
+def test_a_training_whose_server_dies_and_comes_back_has_all_its_metrics(workspace, mlflow_server, tmp_path, capfd):
+    mlflow_server.start()
+    run = tmp_path / "runs" / "dit"
+
+    def die_and_come_back():
+        deadline = time.monotonic() + 240
+        while len(list(run.glob("checkpoint_*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        mlflow_server.kill()
+        mlflow_server.start()
+
+    accident = threading.Thread(target=die_and_come_back)
+    accident.start()
+    more = ["--output", str(tmp_path / "runs"), "--package", str(tmp_path / "package"), "--trainer.epochs", "40"]
+    more += ["--trainer.log_every", "1", "--tracking.uri", mlflow_server.uri, "--tracking.flush_s", "300"]
+    assert workspace.run("train", *more) == 0
+    accident.join()
+    assert "takes the record again" in capfd.readouterr().err  # the server was away while there was something to send
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    (record,) = client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
+    assert record.info.status == "FINISHED"
+    history = json.loads((run / "history.json").read_text())
+    for key in {key for point in history for key in point if key != "step"}:
+        recorded = [(m.step, m.value) for m in client.get_metric_history(record.info.run_id, key)]
+        assert recorded == [(point["step"], point[key]) for point in history if key in point], key
