@@ -53,7 +53,7 @@ def mosaic_uri(store: CheckpointStore, step: int) -> str:
 
 def to_batch(arrays: Arrays, device: torch.device) -> Batch:
     """Arrays as tensors on ``device``."""
-    return {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in arrays.items()}
+    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
 
 
 @torch.no_grad()
