@@ -50,6 +50,14 @@ def test_two_people_are_not_one_though_all_heads_look_alike():
     assert found(cohort()) == []
 
 
+def test_what_many_people_share_makes_none_of_them_duplicates():
+    """Two scanners, each with a pattern of its own that is stronger than what tells people apart."""
+    scanners = [person(100) - person(102), person(101) - person(103)]
+    heads = [person(seed) + 1.5 * scanners[seed % 2] for seed in range(24)]
+    rows = [row(f"sub-{seed}", head) for seed, head in enumerate(heads)]
+    assert found([*rows, row("z", CHANGES["gamma"](np.clip(heads[0], 0, None)))]) == [("near", "sub-0", "z")]
+
+
 def test_an_exact_copy_is_found_once_and_as_exact():
     (duplicate,) = find_duplicates(cohort(row("z", PEOPLE[2].copy(), "test")), AuditConfig())
     assert (duplicate.kind, duplicate.subjects, duplicate.splits) == ("exact", ("c", "z"), ("train", "test"))
