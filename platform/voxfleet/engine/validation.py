@@ -111,9 +111,13 @@ class Beside:
 
     def saved(self, step: int) -> None:
         """There is a checkpoint of ``step``."""
-        epoch, rest = divmod(step, self._steps_per_epoch)
-        if self._options is not None and not rest and self._validation.is_due(epoch) and step not in self.found:
+        if self._options is not None and self._is_pending(step):
             self._waiting.append(step)
+
+    def _is_pending(self, step: int) -> bool:
+        """Whether what a validation measures of the checkpoint of ``step`` is still to come."""
+        epoch, rest = divmod(step, self._steps_per_epoch)
+        return not rest and self._validation.is_due(epoch) and step not in self.found
 
     def measured(self, measures: Measures, tracker: Tracker) -> None:
         """The workers validated."""
@@ -136,8 +140,7 @@ class Beside:
 
     def prune(self, newest: int, best: int) -> None:
         """Remove the checkpoints that nothing needs any more."""
-        pending = {*self._waiting, *([self._running[1]] if self._running else [])}
-        self._validation.store.prune(self.found, newest=newest, best=best, pending=pending)
+        self._validation.store.prune(self.found, newest=newest, best=best, pending=self._is_pending)
 
     def _keep(self, measures: Measures, tracker: Tracker) -> None:
         step = int(measures["step"])
