@@ -15,7 +15,8 @@ another gamma, 4 % noise or from another grid correlates by 0.95 or more, shifte
 more; another scan of the same person (new scanner, contrast, bias field and noise) by 0.83 or more where the head lies
 alike, and by 0.67 to 0.81 (medians; 0.54 at worst) where it is turned by 2 degrees and shifted by 1 mm. Turned by 4
 degrees it is found less than half the time: register such images first. One person under many ids hides a little, as
-the whitening takes the pattern for a common one.
+the whitening takes the pattern for a common one. Latents of a small autoencoder of these volumes give the same figures
+within 0.06 (two people: at most 0.50).
 """
 
 import base64
