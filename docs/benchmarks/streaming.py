@@ -106,8 +106,8 @@ def main(folder: str, rows: int) -> None:
         memory = psutil.Process().memory_full_info().uss / 1e6
         ratio = (got / taken) / (read / seconds)
         print(
-            f"pyarrow {read / seconds:.0f} rows/s, streamed {got / taken:.0f} rows/s, ratio {ratio:.2f}; first batch after "
-            f"{first:.1f} s; private memory of the consumer {memory:.0f} MB"
+            f"pyarrow {read / seconds:.0f} rows/s, streamed {got / taken:.0f} rows/s, ratio {ratio:.2f}; first batch "
+            f"after {first:.1f} s; private memory of the consumer {memory:.0f} MB"
         )
 
 

@@ -135,12 +135,12 @@ def main(folder: str, threads: int, epochs: int) -> None:
         seconds = BATCH / statistics.median(point["samples_per_s"] for point in steady)
         first = next(point["first_step_s"] for point in points if "first_step_s" in point)
         memory = [point["memory_gb"] for point in steady]
+        wait = 100 * statistics.mean(point["data_wait_share"] for point in steady)
         print(
-            f"{mode}, {threads} threads: bare {1e3 * alone[-2]:.1f} and {1e3 * alone[-1]:.1f} ms a step, Ray {1e3 * seconds:.1f} "
-            f"ms, ratio {statistics.mean(alone[-2:]) / seconds:.3f}; data wait "
-            f"{100 * statistics.mean(point['data_wait_share'] for point in steady):.2f} %, first step after {first:.1f} s, "
-            f"memory {memory[0]:.3f} to {memory[-1]:.3f} GB over {epochs} epochs, share of the matrix rate "
-            f"{statistics.median(point['matrix_share'] for point in steady):.2f}"
+            f"{mode}, {threads} threads: bare {1e3 * alone[-2]:.1f} and {1e3 * alone[-1]:.1f} ms a step, Ray "
+            f"{1e3 * seconds:.1f} ms, ratio {statistics.mean(alone[-2:]) / seconds:.3f}; data wait {wait:.2f} %, first "
+            f"step after {first:.1f} s, memory {memory[0]:.3f} to {memory[-1]:.3f} GB over {epochs} epochs, share of "
+            f"the matrix rate {statistics.median(point['matrix_share'] for point in steady):.2f}"
         )
 
 

@@ -27,7 +27,9 @@ JOBS = {
     "cohort": Job("CohortConfig", "cohort", "simulate a BIDS dataset of healthy and epileptic brains"),
     "prepare": Job("PrepareConfig", "prepare", "turn NIfTI images into volume shards"),
     "train-vae": Job("TrainVaeConfig", "train_vae", "train an autoencoder on volume shards"),
+    "import-vae": Job("ImportVaeConfig", "import_vae", "package an autoencoder that was trained elsewhere"),
     "encode": Job("EncodeConfig", "encode", "turn volume shards into latent shards"),
+    "import-latents": Job("ImportLatentsConfig", "import_latents", "turn latents made elsewhere into latent shards"),
     "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
     "generate": Job("GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
@@ -60,7 +62,7 @@ def run_job(job: str, config: Any) -> None:
 
 def usage() -> str:
     """What `voxfleet --help` prints."""
-    lines = [f"  {name:<13} {job.help}" for name, job in JOBS.items()]
+    lines = [f"  {name:<14} {job.help}" for name, job in JOBS.items()]
     return "\n".join(
         [
             "usage: voxfleet JOB --config FILE [--key.sub value ...]",

@@ -143,7 +143,13 @@ class ModelBundle:
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxel to RAS mm of the training volumes, (4, 4)."""
+        """Voxel to RAS mm of the training volumes, (4, 4).
+
+        Raises:
+            UserError: if it is not known, as the latents were imported without their autoencoder.
+        """
+        if not self.geometry:
+            raise UserError("the model has no affine: its latents were imported without their autoencoder")
         return np.array(self.geometry["affine"])
 
     @torch.inference_mode()

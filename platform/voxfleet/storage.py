@@ -85,13 +85,6 @@ def names(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if not info.base_name.endswith(TEMPORARY_SUFFIX))
 
 
-def remove(uri: str) -> None:
-    """Remove the file at ``uri``; it may be missing."""
-    system, path = filesystem(uri)
-    with _refusals("remove", uri), contextlib.suppress(FileNotFoundError):
-        system.delete_file(path)
-
-
 def read_bytes(uri: str) -> bytes:
     """All bytes of the file at ``uri``.
 

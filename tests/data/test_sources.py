@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxfleet.data.sources import SourceConfig, SplitConfig, Subject, list_subjects, split_subjects
+from voxfleet.data.sources import Scan, SourceConfig, SplitConfig, list_scans, split_subjects
 from voxfleet.errors import UserError
 
 CLASSES = ("HC", "TLE")
@@ -36,7 +36,7 @@ def write_bids(root: Path, groups: dict[str, str], *, images: bool = True, colum
 def one_line(config: SourceConfig) -> str:
     """The message of the error that listing gives; errors of the user are one line."""
     with pytest.raises(UserError) as error:
-        list_subjects(config)
+        list_scans(config)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -48,7 +48,7 @@ def test_bids_subjects_are_sorted_and_labelled_by_the_order_of_the_configuration
     root = write_bids(tmp_path / "ds", {"sub-b": "HC", "sub-a": "TLE", "sub-c": "HC"})
     expected = [("sub-a", "TLE"), ("sub-b", "HC"), ("sub-c", "HC")]
     for classes in (("HC", "TLE"), ("TLE", "HC")):
-        subjects = list_subjects(SourceConfig(bids=str(root), classes=classes))
+        subjects = list_scans(SourceConfig(bids=str(root), classes=classes))
         assert [(s.subject_id, classes[s.label]) for s in subjects] == expected
         assert [s.path for s in subjects] == [f"{root}/{i}/anat/{i}_T1w.nii.gz" for i, _ in expected]
 
@@ -62,14 +62,49 @@ def test_bids_takes_the_first_image_of_the_suffix_over_sessions_and_nothing_else
     (root / "sub-a" / "ses-1" / "anat" / "sub-a_ses-1_T1w.json").write_text("{}")
     run_1 = write_image(root / "sub-b" / "anat" / "sub-b_run-1_T1w.nii.gz")
     write_image(root / "sub-b" / "anat" / "sub-b_run-2_T1w.nii.gz")
-    assert [s.path for s in list_subjects(SourceConfig(bids=str(root)))] == [first, run_1]
+    assert [s.path for s in list_scans(SourceConfig(bids=str(root)))] == [first, run_1]
+
+
+def test_bids_all_images_are_sessions_and_runs_of_their_subject(tmp_path):
+    root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE", "sub-c": "HC"}, images=False)
+    names = ["ses-1/anat/sub-a_ses-1_run-1_T1w", "ses-1/anat/sub-a_ses-1_run-2_T1w", "ses-2/anat/sub-a_ses-2_T1w"]
+    images = [write_image(root / "sub-a" / f"{name}.nii.gz") for name in names]
+    images.append(write_image(root / "sub-b" / "anat" / "sub-b_T1w.nii.gz"))
+    scans = list_scans(SourceConfig(bids=str(root), images="all"))
+    assert [s.path for s in scans] == [*images, f"{root}/sub-c/anat/sub-c_T1w.nii.gz"]
+    assert [(s.subject_id, s.label) for s in scans] == [*[("sub-a", 0)] * 3, ("sub-b", 1), ("sub-c", 0)]
+    assert len(list_scans(SourceConfig(bids=str(root)))) == 3
+
+
+def test_bids_masks_are_those_of_the_image_itself(tmp_path):
+    root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE", "sub-c": "HC", "sub-d": "HC"}, images=False)
+    masks = tmp_path / "masks"
+    for name in ("sub-a/ses-1/anat/sub-a_ses-1_run-1", "sub-a/ses-1/anat/sub-a_ses-1_run-2", "sub-b/anat/sub-b"):
+        write_image(root / f"{name}_T1w.nii.gz")
+        write_image(masks / f"{name}_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz")
+        write_image(masks / f"{name}_desc-hippocampus_mask.nii.gz")
+        write_image(masks / f"{name}_desc-brain_T1w.nii.gz")
+    first = write_image(masks / "sub-a/ses-1/anat/sub-a_ses-1_run-1_desc-brain_mask.nii.gz")
+    second = write_image(masks / "sub-a/ses-1/anat/sub-a_ses-1_run-2_space-orig_label-brain_mask.nii")
+    write_image(root / "sub-c/anat/sub-c_acq-x_T1w.nii.gz")
+    write_image(masks / "sub-c/anat/sub-c_desc-brain_mask.nii.gz")  # of another image of sub-c
+    scans = list_scans(SourceConfig(bids=str(root), images="all", masks=str(masks)))
+    assert [s.mask for s in scans] == [
+        first,
+        second,
+        f"{masks}/sub-b/anat/sub-b_desc-brain_mask.nii.gz",
+        f"{masks}/sub-c/anat/sub-c_acq-x_desc-brain_mask.nii.gz",
+        f"{masks}/sub-d/anat/sub-d_desc-brain_mask.nii.gz",
+    ]
+    assert [Path(s.mask).exists() for s in scans] == [True, True, False, False, False]
+    assert f"{masks}x, the dataset of brain masks" in one_line(SourceConfig(bids=str(root), masks=f"{masks}x"))
 
 
 def test_bids_participant_without_image_stays_with_the_path_where_it_would_be(tmp_path):
     root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE"})
     (root / "sub-b" / "anat" / "sub-b_T1w.nii.gz").unlink()
-    missing = list_subjects(SourceConfig(bids=str(root)))[1]
-    assert missing == Subject("sub-b", 1, f"{root}/sub-b/anat/sub-b_T1w.nii.gz")
+    missing = list_scans(SourceConfig(bids=str(root)))[1]
+    assert missing == Scan("sub-b", 1, f"{root}/sub-b/anat/sub-b_T1w.nii.gz")
 
 
 def test_bids_without_any_image_of_the_suffix_is_an_error(tmp_path):
@@ -80,7 +115,7 @@ def test_bids_without_any_image_of_the_suffix_is_an_error(tmp_path):
 def test_bids_other_groups_are_left_out_and_counted(tmp_path, caplog):
     root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE", "sub-c": "FCD", "sub-d": "n/a", "sub-e": "FCD"})
     with caplog.at_level(logging.WARNING):
-        assert [s.subject_id for s in list_subjects(SourceConfig(bids=str(root)))] == ["sub-a", "sub-b"]
+        assert [s.subject_id for s in list_scans(SourceConfig(bids=str(root)))] == ["sub-a", "sub-b"]
     assert "left out 3 subjects" in caplog.text
     assert "FCD 2, n/a 1" in caplog.text
 
@@ -89,7 +124,7 @@ def test_bids_tolerates_bom_forgotten_prefix_stray_quote_and_short_or_blank_line
     root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE"})
     text = '\ufeffparticipant_id\tgroup\tnote\r\na\tHC \t"unclosed\r\n\r\nsub-b\tTLE\r\n\t\t\r\n'
     (root / "participants.tsv").write_bytes(text.encode())
-    assert [(s.subject_id, s.label) for s in list_subjects(SourceConfig(bids=str(root)))] == [
+    assert [(s.subject_id, s.label) for s in list_scans(SourceConfig(bids=str(root)))] == [
         ("sub-a", 0),
         ("sub-b", 1),
     ]
@@ -129,26 +164,36 @@ def test_table_paths_start_at_the_table_and_ids_come_from_column_entity_or_name(
         "/far/scan.nii,HC,",
         "s3://bucket/sub-p1/T1.nii.gz,HC,",
     )
-    assert list_subjects(config) == [
-        Subject("p3", 0, f"{tmp_path}/images/x.nii.gz"),
-        Subject("scan", 0, "/far/scan.nii"),
-        Subject("sub-07", 1, f"{tmp_path}/lists/images/sub-07_ses-1_T1w.nii.gz"),
-        Subject("sub-p1", 0, "s3://bucket/sub-p1/T1.nii.gz"),
+    assert list_scans(config) == [
+        Scan("p3", 0, f"{tmp_path}/images/x.nii.gz"),
+        Scan("scan", 0, "/far/scan.nii"),
+        Scan("sub-07", 1, f"{tmp_path}/lists/images/sub-07_ses-1_T1w.nii.gz"),
+        Scan("sub-p1", 0, "s3://bucket/sub-p1/T1.nii.gz"),
     ]
 
 
 def test_table_may_be_tab_separated_and_hold_quoted_commas(tmp_path):
     tabs = write_table(tmp_path / "t.tsv", "label\tpath", "HC\ta,1.nii", "TLE\tb.nii")
     commas = write_table(tmp_path / "t.csv", "label,path", 'HC,"a,1.nii"', "TLE,b.nii")
-    assert list_subjects(tabs) == list_subjects(commas)
-    assert list_subjects(tabs)[0].path == f"{tmp_path}/a,1.nii"
+    assert list_scans(tabs) == list_scans(commas)
+    assert list_scans(tabs)[0].path == f"{tmp_path}/a,1.nii"
 
 
 def test_table_subject_twice_gives_its_first_image_once(tmp_path):
     config = write_table(tmp_path / "t.csv", "path,label,subject_id", "b.nii,HC,p1", "a.nii,HC,p1", "c.nii,TLE,p2")
-    assert [(s.subject_id, s.path) for s in list_subjects(config)] == [
+    assert [(s.subject_id, s.path) for s in list_scans(config)] == [
         ("p1", f"{tmp_path}/a.nii"),
         ("p2", f"{tmp_path}/c.nii"),
+    ]
+
+
+def test_table_all_images_of_a_subject_each_once_and_with_its_mask(tmp_path):
+    lines = ["path,label,subject_id,mask", "b.nii,HC,p1,m/b.nii", "a.nii,HC,p1,", "a.nii,HC,p1,", "c.nii,TLE,p2,/c.nii"]
+    config = write_table(tmp_path / "t.csv", *lines)
+    assert list_scans(dataclasses.replace(config, images="all")) == [
+        Scan("p1", 0, f"{tmp_path}/a.nii"),
+        Scan("p1", 0, f"{tmp_path}/b.nii", f"{tmp_path}/m/b.nii"),
+        Scan("p2", 1, f"{tmp_path}/c.nii", "/c.nii"),
     ]
 
 
@@ -187,6 +232,8 @@ def test_table_problems_are_named(tmp_path):
         ({}, "exactly one"),
         ({"bids": "a", "table": "b"}, "exactly one"),
         ({"bids": "a", "suffix": "T1w.nii"}, "suffix='T1w.nii'"),
+        ({"bids": "a", "images": "last"}, "images='last'"),
+        ({"table": "a", "masks": "b"}, "masks='b'"),
         ({"bids": "a", "group_column": ""}, "group_column"),
         ({"bids": "a", "classes": ()}, "classes=[]"),
         ({"bids": "a", "classes": ("HC", "")}, "classes=['HC', '']"),
@@ -216,8 +263,8 @@ def test_split_config_names_key_and_value(values, named):
 # --- The split
 
 
-def cohort(*sizes: int) -> list[Subject]:
-    return [Subject(f"sub-{label}{i:03}", label, "") for label, size in enumerate(sizes) for i in range(size)]
+def cohort(*sizes: int) -> list[Scan]:
+    return [Scan(f"sub-{label}{i:03}", label, "") for label, size in enumerate(sizes) for i in range(size)]
 
 
 def split_sizes(sizes: tuple[int, ...], config: SplitConfig) -> list[tuple[int, ...]]:
@@ -256,7 +303,7 @@ def test_split_changes_with_the_seed_and_hardly_with_a_new_subject():
     splits = split_subjects(subjects, SplitConfig(), CLASSES)
     other = split_subjects(subjects, SplitConfig(seed=1), CLASSES)
     assert sum(splits[name] != other[name] for name in splits) > 20
-    grown = split_subjects([*subjects, Subject("sub-new", 0, "")], SplitConfig(), CLASSES)
+    grown = split_subjects([*subjects, Scan("sub-new", 0, "")], SplitConfig(), CLASSES)
     assert sum(splits[name] != grown[name] for name in splits) <= 3
 
 

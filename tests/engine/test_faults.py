@@ -53,15 +53,24 @@ def outcome(tmp_path, latents):
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("workers", "mode", "balanced", "seed"),
-    [(3, "streamed", True, 0), (2, "kept", False, 1)],
-)
-def test_killed_equals_uninterrupted(outcome, tmp_path, workers, mode, balanced, seed):
+def check(outcome, folder, workers, mode, balanced, seed):
     """Two kills of workers and one of the driver, each at a random draw of epochs 0, 1 and 2."""
     chance = random.Random(seed)
     who = chance.sample(["worker", "worker", "driver"], 3)
     kills = [{"epoch": epoch, "place": chance.randrange(ROWS), "who": name} for epoch, name in enumerate(who)]
-    settings = {"workers": workers, "mode": mode, "balanced": balanced, "folder": str(tmp_path / "runs")}
+    settings = {"workers": workers, "mode": mode, "balanced": balanced, "folder": folder}
     assert outcome("killed", kills, **settings) == outcome("clean", [], **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "mode", "balanced"), [(3, "streamed", True), (2, "kept", False)])
+def test_killed_equals_uninterrupted(outcome, tmp_path, workers, mode, balanced):
+    check(outcome, str(tmp_path / "runs"), workers, mode, balanced, seed=0)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("mode", ["kept", "streamed"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_killed_equals_uninterrupted_in_all_combinations(outcome, tmp_path, workers, mode, seed):
+    check(outcome, str(tmp_path / "runs"), workers, mode, seed == 1, seed)

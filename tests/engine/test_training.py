@@ -26,7 +26,7 @@ RECIPE = DiffusionRecipe(
     mean=(0.0, 0.0),
     std=(1.0, 1.0),
 )
-ROWS, EPOCHS = 11, 4
+ROWS, EPOCHS = 11, 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +63,25 @@ def values(points, name):
     return {point["step"]: point[name] for point in points if name in point}
 
 
-def test_one_and_two_workers_kept_and_streamed_give_the_same_losses_and_everything_is_logged(train, tmp_path):
-    """The last batch of an epoch has one sample: the second worker of two has none, and the mean is still exact."""
+def test_any_number_of_workers_kept_or_streamed_gives_the_same_losses_and_everything_is_logged(train, tmp_path):
+    """The last batch of an epoch has one sample: the other workers have none, and the mean is still exact.
+
+    Two workers stream and are validated beside the training; three take all CPUs, so they validate themselves.
+    """
     one, tracker = train(RECIPE, 1)
-    two, _ = train(RECIPE, 2, mode="streamed")
-    losses = values(one.history, "loss")
-    assert list(losses) == list(range(1, 13))
-    assert values(two.history, "loss") == pytest.approx(losses, abs=1e-5)
-    validation = values(one.history, "val_loss")
-    assert list(validation) == [6, 12]
-    assert values(two.history, "val_loss") == pytest.approx(validation, abs=1e-5)
+    losses, validation = values(one.history, "loss"), values(one.history, "val_loss")
+    assert list(losses) == list(range(1, 22))
+    assert list(validation) == [6, 12, 18, 21]
+    for workers, mode in ((2, "streamed"), (3, "kept")):
+        more, _ = train(RECIPE, workers, mode=mode)
+        assert values(more.history, "loss") == pytest.approx(losses, abs=1e-5)
+        assert values(more.history, "val_loss") == pytest.approx(validation, abs=1e-5)
     assert values(tracker.points, "loss") == losses
     assert values(tracker.points, "val_loss") == validation
     for name in ("grad_norm", "lr", "samples_per_s", "data_wait_share", "memory_gb"):
         assert list(values(tracker.points, name)) == list(losses)
     assert one.best["step"] == min(validation, key=validation.get)
-    kept = {f"step-{step:09d}.pt" for step in (one.best["step"], 12)}
+    kept = {f"step-{step:09d}.pt" for step in (one.best["step"], 21)}
     assert {path.name for path in (tmp_path / "kept1" / "checkpoints").iterdir()} == kept
 
 

@@ -58,3 +58,20 @@ def workspace(tmp_path_factory, ray_session):
     for job in TINY:
         assert space.run(job) == 0, job
     return space
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run the command line; returns the one line of the error."""
+
+    def run(call, *arguments):
+        capsys.readouterr()
+        assert call(*arguments) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        errors = [line for line in lines if line.startswith("voxfleet: error: ")]
+        assert len(errors) == 1
+        assert lines[-1] == errors[0]
+        assert not any("Traceback" in line for line in lines)
+        return errors[0]
+
+    return run

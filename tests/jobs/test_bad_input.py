@@ -10,23 +10,6 @@ import pytest
 from voxfleet.cli import main
 
 
-@pytest.fixture
-def fails(capsys):
-    """Run the command line; returns the one line of the error."""
-
-    def run(call, *arguments):
-        capsys.readouterr()
-        assert call(*arguments) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        errors = [line for line in lines if line.startswith("voxfleet: error: ")]
-        assert len(errors) == 1
-        assert lines[-1] == errors[0]
-        assert not any("Traceback" in line for line in lines)
-        return errors[0]
-
-    return run
-
-
 def config_file(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)

@@ -1,14 +1,18 @@
 """The configuration of each job: one frozen dataclass, made of those that stand beside each component."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.audit import AuditConfig
 from voxfleet.data.campaign import CampaignConfig
 from voxfleet.data.cohort import SimulationConfig
+from voxfleet.data.geometry import geometry_of
+from voxfleet.data.latents import check_dtype
 from voxfleet.data.plan import LoadingConfig
-from voxfleet.data.preprocess import PreprocessConfig
-from voxfleet.data.sources import SourceConfig, SplitConfig
+from voxfleet.data.preprocess import PreprocessConfig, grid_affine
+from voxfleet.data.sources import SourceConfig, SplitConfig, check_classes
 from voxfleet.diffusion.process import FLOW, DiffusionConfig, Process
 from voxfleet.diffusion.samplers import SamplerConfig, sampler_table
 from voxfleet.models import DiT3DConfig
@@ -54,8 +58,9 @@ class PrepareConfig:
         source: where the images and labels are.
         preprocess: the grid and intensities of the volumes.
         split: the split by subject.
-        max_skipped: largest share of subjects that may be left out because their image cannot be used.
-        subjects_per_shard: rows of a shard; a shard is one task.
+        audit: what counts as the same image under two subject ids, and what then happens.
+        max_skipped: largest share of images that may be left out because they cannot be used.
+        subjects_per_shard: images of a shard; a shard is one task.
         resources: where the job runs.
         tracking: where its record goes.
     """
@@ -64,6 +69,7 @@ class PrepareConfig:
     source: SourceConfig
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     max_skipped: float = 0.05
     subjects_per_shard: int = 16
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -74,6 +80,13 @@ class PrepareConfig:
             raise ValueError(f"max_skipped is {self.max_skipped}; it must be in [0, 1)")
         if self.subjects_per_shard < 1:
             raise ValueError(f"subjects_per_shard is {self.subjects_per_shard}; it must be at least 1")
+        if self.source.masks and self.preprocess.skull_strip != "masks":
+            raise ValueError(
+                f"source.masks is {self.source.masks!r} but preprocess.skull_strip {self.preprocess.skull_strip}; "
+                "set preprocess.skull_strip to masks"
+            )
+        if self.preprocess.skull_strip == "masks" and self.source.bids and not self.source.masks:
+            raise ValueError("preprocess.skull_strip is masks; source.masks must say where those of source.bids are")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +165,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if self.dtype not in ("float32", "float16"):
-            raise ValueError(f"dtype is {self.dtype!r}; it must be float32 or float16")
+        check_dtype(self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,3 +332,101 @@ class BenchmarkConfig(BenchmarkSettings):
     output: str
     resources: ResourcesConfig = field(default_factory=lambda: ResourcesConfig(workers=1))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportVaeConfig:
+    """Turn the checkpoint of an AutoencoderKlMaisi that was trained elsewhere into an autoencoder package.
+
+    The volumes that it is for are those of ``data``; or else give ``shape``, and ``spacing_mm`` or ``affine``.
+
+    Args:
+        output: folder of the package.
+        checkpoint: its state dict: .safetensors, or .pt of tensors alone.
+        model: the architecture that it was trained with.
+        data: folder of the volume shards that it will encode; a crop of one tries it out.
+        shape: voxels of a volume along each axis.
+        spacing_mm: voxel size of a grid that stands as that of prepare with center world does.
+        affine: four rows of four numbers, voxel to RAS mm, of any other grid.
+        tracking: where its record goes.
+    """
+
+    output: str
+    checkpoint: str
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    data: str | None = None
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: tuple[tuple[float, float, float, float], ...] | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        given = {name for name in ("shape", "spacing_mm", "affine") if getattr(self, name) is not None}
+        if self.data is not None:
+            if given:
+                raise ValueError(f"{min(given)} is set, but the volumes of data have it; set one of the two")
+            return
+        if given not in ({"shape", "spacing_mm"}, {"shape", "affine"}):
+            raise ValueError(
+                f"data is null and {', '.join(sorted(given)) or 'nothing else'} is set; set data to a folder of volume "
+                "shards, or else shape and one of spacing_mm and affine"
+            )
+        try:
+            self.model.latent_shape(self.shape or ())
+        except ValueError as error:
+            raise ValueError(f"shape: {error}") from error
+        self.geometry()
+
+    def geometry(self) -> dict[str, Any]:
+        """The geometry that ``shape`` and ``spacing_mm`` or ``affine`` give."""
+        if self.affine is not None:
+            try:
+                return geometry_of(self.affine)
+            except ValueError as error:
+                raise ValueError(f"affine is {self.affine}; {error}") from error
+        assert self.shape is not None
+        assert self.spacing_mm is not None
+        grid = PreprocessConfig(shape=self.shape, spacing_mm=self.spacing_mm)
+        return geometry_of(grid_affine(grid, grid.world_center_mm))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportLatentsConfig:
+    """Turn latents that were made elsewhere into latent shards.
+
+    Each sample has one file (.npy, .npz, .safetensors, or .pt of tensors alone) of mu (C, D, H, W), or of arrays named
+    mu and logvar or sigma. Without these a draw is mu itself: logvar is then -30.
+
+    Args:
+        output: folder of the latent shards.
+        latents: folder of the files.
+        table: a CSV with the columns subject_id, label, file and, if wanted, split; files that are not full paths
+            start at ``latents``.
+        classes: the labels as they stand in the table; their order gives the label integers (the first is 0).
+        split: the split by subject, where the table has no column split.
+        autoencoder: folder of the package of the autoencoder that made them; null if there is none: what is
+            trained on them can then not be decoded.
+        dtype: float32, or float16 to halve the shards.
+        samples_per_shard: rows of a shard; a shard is one task.
+        audit: what counts as the same latent under two subject ids, and what then happens.
+        resources: where the job runs.
+        tracking: where its record goes.
+    """
+
+    output: str
+    latents: str
+    table: str
+    classes: tuple[str, ...] = ("HC", "TLE")
+    split: SplitConfig = field(default_factory=SplitConfig)
+    autoencoder: str | None = None
+    dtype: str = "float32"
+    samples_per_shard: int = 64
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes)
+        check_dtype(self.dtype)
+        if self.samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1")

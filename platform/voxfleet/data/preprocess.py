@@ -15,6 +15,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.spaces import vox2out_vox
 from scipy import ndimage
 
+from voxfleet.data.skullstrip import deepbet_mask, mask_on
 from voxfleet.errors import UserError
 
 # Of the range from the 2nd to the 98th percentile: what lies below is background. The rule of FSL's BET.
@@ -44,6 +45,8 @@ class PreprocessConfig:
         center: What stands at the centre of the grid. With head, each head's own (for images in scanner space); with
             world, the point world_center_mm (for images that are registered to one space, such as MNI).
         world_center_mm: Centre of the grid in mm for center world; the default is the centre of the ICBM152 brain.
+        skull_strip: How the brain is cut out: none (the images show brains alone), deepbet (a network; needs
+            voxfleet[skullstrip]), or masks, which the source names.
     """
 
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
@@ -51,6 +54,7 @@ class PreprocessConfig:
     percentiles: tuple[float, float] = (0.5, 99.5)
     center: Literal["head", "world"] = "head"
     world_center_mm: tuple[float, float, float] = (0.0, -17.0, 5.0)
+    skull_strip: Literal["none", "deepbet", "masks"] = "none"
 
     def __post_init__(self) -> None:
         low, high = _VOXEL_MM
@@ -64,6 +68,8 @@ class PreprocessConfig:
             raise ValueError(f"center={self.center!r} must be head or world")
         if len(self.world_center_mm) != 3 or not all(map(math.isfinite, self.world_center_mm)):
             raise ValueError(f"world_center_mm={self.world_center_mm} must be three numbers")
+        if self.skull_strip not in ("none", "deepbet", "masks"):
+            raise ValueError(f"skull_strip={self.skull_strip!r} must be none, deepbet or masks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +85,22 @@ class Volume:
     affine: np.ndarray
 
 
-def preprocess(image: nib.Nifti1Image, config: PreprocessConfig) -> Volume:
+def preprocess(image: nib.Nifti1Image, config: PreprocessConfig, mask: nib.Nifti1Image | None = None) -> Volume:
     """``image`` on the configured grid, with intensities in [0, 1].
 
     NaN around the head is background, as SPM writes it; NaN inside it, and infinities, are refused.
 
+    Args:
+        image: the head.
+        config: what to do with it.
+        mask: the brain on the image's grid, for skull_strip masks.
+
     Raises:
         UserError: if this image cannot be used (one line; the caller adds whose it is): not 3-D, not of real numbers,
-            an unknown or degenerate geometry, constant, holes of NaN, no head in the grid.
+            an unknown or degenerate geometry, constant, holes of NaN, no brain found, no head in the grid.
     """
     data, source_affine = _load(image)
+    data = _strip(data, source_affine, config, mask)
     spacing = voxel_sizes(source_affine)
     data = ndimage.gaussian_filter(data, _antialias_sigma(spacing, config.spacing_mm), mode="nearest")
     threshold = _background_threshold(data)
@@ -213,6 +225,19 @@ def _check_affine(image: nib.Nifti1Image) -> None:
         raise UserError(f"the affine gives voxels of {listed} mm, outside {low:g}-{high:g} mm; correct the header")
     if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3] / sizes)) >= _MIN_AXES_VOLUME):
         raise UserError("the affine is degenerate (its axes lie in one plane, or it is not finite); correct the header")
+
+
+def _strip(data: np.ndarray, affine: np.ndarray, config: PreprocessConfig, mask: nib.Nifti1Image | None) -> np.ndarray:
+    """``data`` (D, H, W) with everything but the brain as dark as the background."""
+    if config.skull_strip == "none":
+        return data
+    if config.skull_strip == "deepbet":
+        brain = deepbet_mask(data)
+    elif mask is not None:
+        brain = mask_on(mask, data.shape, affine)
+    else:
+        raise UserError("it has no brain mask; name one, or use another skull_strip")
+    return np.where(brain, data, data.min())
 
 
 def _without_nan(data: np.ndarray) -> np.ndarray:

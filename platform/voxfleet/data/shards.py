@@ -1,7 +1,8 @@
 """Shards: Parquet files of fixed-shape tensors, and the manifest that describes a folder of them.
 
 A row holds ``subject_id``, ``label`` (int), ``split``, ``source`` and one or more tensor columns (``volume``, or ``mu``
-and ``logvar``). The manifest is written last: a folder without one is unfinished.
+and ``logvar``). A subject may have several rows, each with a source of its own. The manifest is written last: a folder
+without one is unfinished.
 """
 
 import dataclasses
@@ -87,11 +88,14 @@ class Manifest:
         classes: class names; their order gives the label ints.
         counts: rows of each split and class, ``{"train": {"HC": 19, "TLE": 19}, ...}``.
         mean, std: of each channel over the training split (of draws mu + sigma * eps for latents).
-        geometry: ``affine`` (4 x 4, voxel to RAS mm), ``spacing_mm``, ``orientation``.
-        limits: smallest and largest value of each check over the training volumes.
-        autoencoder: fingerprint of the autoencoder that made the latents, else null.
+        geometry: ``affine`` (4 x 4, voxel to RAS mm), ``spacing_mm``, ``orientation``, and ``mirror_axis``, the axis
+            along which a mirrored tensor is one of the same class, else null. Empty for latents that were imported
+            without their autoencoder.
+        limits: smallest and largest value of each check over the training volumes; empty for imported latents.
+        autoencoder: fingerprint of the autoencoder that made the latents, else null: they cannot be decoded.
         shards: file, rows and sha256 of each shard.
-        skipped: subjects left out, with the reason.
+        skipped: images left out: subject and reason.
+        duplicates: images of two subjects that the audit found to be one: kind, subjects, splits, sources, correlation.
     """
 
     kind: str
@@ -105,6 +109,7 @@ class Manifest:
     shards: list[dict[str, Any]]
     autoencoder: str | None = None
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    duplicates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Who is in the cohort: the subjects of a BIDS dataset or of a table, and their train/val/test split.
+"""Who is in the cohort: the images of a BIDS dataset or of a table, and the train/val/test split of the subjects.
 
 Only listings and small tables are read here, never an image, so that this runs on the driver in seconds.
 """
@@ -13,7 +13,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from voxfleet import storage
 from voxfleet.data.shards import SPLITS
@@ -22,6 +23,7 @@ from voxfleet.errors import UserError
 logger = logging.getLogger(__name__)
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
+_MASK_ENDINGS = tuple(f"mask{ending}" for ending in _NIFTI_ENDINGS)
 _BIDS_ID = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 _LISTING_THREADS = 16
 
@@ -32,31 +34,49 @@ class SourceConfig:
 
     Args:
         bids: Folder or URI of a BIDS dataset with a participants.tsv.
-        table: CSV or TSV with the columns path, label and, if wanted, subject_id; relative paths start at the table.
+        table: CSV or TSV with the columns path, label and, if wanted, subject_id and mask; relative paths start at the
+            table.
         suffix: BIDS suffix of the images to take, as in sub-01_T1w.nii.gz.
+        images: Take the first image of each subject, or all of its sessions and runs (a table may have several lines of
+            one subject_id).
+        masks: Folder or URI of a BIDS derivative dataset that holds a brain mask of each image of bids, as in
+            sub-01/ses-1/anat/sub-01_ses-1_desc-brain_mask.nii.gz; a table names them in its column mask.
         group_column: Column of participants.tsv that holds the class.
         classes: Class names as they stand in the data. Their order gives the label integers (the first is 0); subjects
             of other groups are left out.
+        mirrored: Whether a head mirrored left to right is one of the same class, so that training may mirror at random.
     """
 
     bids: str | None = None
     table: str | None = None
     suffix: str = "T1w"
+    images: Literal["first", "all"] = "first"
+    masks: str | None = None
     group_column: str = "group"
     classes: tuple[str, ...] = ("HC", "TLE")
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.bids) == bool(self.table):
             raise ValueError(f"bids={self.bids!r} and table={self.table!r}: exactly one of them must be set")
+        if self.table and self.masks:
+            raise ValueError(f"masks={self.masks!r} goes with bids; name the masks in the column mask of table")
+        if self.images not in ("first", "all"):
+            raise ValueError(f"images={self.images!r} must be first or all")
         if not _alphanumeric(self.suffix):
             raise ValueError(f"suffix={self.suffix!r} must be letters and digits, such as T1w")
         if not self.group_column:
             raise ValueError("group_column='' must be the name of a column of participants.tsv")
-        # BIDS ids of synthetic subjects are made from class names, and BIDS allows letters and digits only
-        if not self.classes or not all(map(_alphanumeric, self.classes)):
-            raise ValueError(f"classes={list(self.classes)} must be one or more names of letters and digits")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes={list(self.classes)} must not hold a name twice")
+        check_classes(self.classes)
+
+
+def check_classes(classes: tuple[str, ...]) -> None:
+    """Raises ValueError if ``classes`` cannot be the names of classes."""
+    # BIDS ids of synthetic subjects are made from class names, and BIDS allows letters and digits only
+    if not classes or not all(map(_alphanumeric, classes)):
+        raise ValueError(f"classes={list(classes)} must be one or more names of letters and digits")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"classes={list(classes)} must not hold a name twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +105,13 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One subject and the image that stands for it; the image may turn out to be missing when it is read."""
+class Scan:
+    """One image of a subject, and its brain mask where masks are given; either may turn out to be missing when read."""
 
     subject_id: str
     label: int
     path: str
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,11 +122,12 @@ class _Row:
     subject_id: str
     group: str
     path: str = ""
+    mask: str | None = None
     id_is_file_name: bool = False
 
 
-def list_subjects(config: SourceConfig) -> list[Subject]:
-    """The subjects of the configured classes, sorted by id, one image each (the first of its sorted paths).
+def list_scans(config: SourceConfig) -> list[Scan]:
+    """The images of the subjects of the configured classes, sorted by id and path: of each the first, or all.
 
     Groups that are not in ``config.classes`` are left out, and counted in one warning of this module's logger. A
     subject without an image stays in the list, with the path where its image would be: reading it fails with one clear
@@ -120,14 +142,15 @@ def list_subjects(config: SourceConfig) -> list[Subject]:
     return _list_table(storage.absolute(config.table or ""), config)
 
 
-def split_subjects(subjects: Iterable[Subject], config: SplitConfig, classes: tuple[str, ...]) -> dict[str, str]:
+def split_subjects(scans: Iterable[Scan], config: SplitConfig, classes: tuple[str, ...]) -> dict[str, str]:
     """``{subject_id: split}``, stratified by class, with at least one subject of each class in each split.
 
-    Subjects are ordered by a hash of (seed, id), so the split depends neither on the order of ``subjects`` nor on the
-    version of a library, and a subject that joins the cohort moves few of the others.
+    Subjects are ordered by a hash of (seed, id), so the split depends neither on the order of ``scans`` nor on the
+    version of a library, and a subject that joins the cohort moves few of the others. All images of a subject are in
+    its split.
 
     Args:
-        subjects: Those to divide.
+        scans: Those whose subjects to divide.
         config: Fractions and seed.
         classes: Names of the labels 0, 1, ...
 
@@ -135,8 +158,8 @@ def split_subjects(subjects: Iterable[Subject], config: SplitConfig, classes: tu
         UserError: if a class has fewer subjects than there are splits.
     """
     members: list[set[str]] = [set() for _ in classes]
-    for subject in subjects:
-        members[subject.label].add(subject.subject_id)
+    for scan in scans:
+        members[scan.label].add(scan.subject_id)
     result: dict[str, str] = {}
     for name, ids in zip(classes, members, strict=True):
         if len(ids) < len(SPLITS):
@@ -175,27 +198,37 @@ def _alphanumeric(name: str) -> bool:
 # --- BIDS ---------------------------------------------------------------------------------------------------------
 
 
-def _list_bids(root: str, config: SourceConfig) -> list[Subject]:
+def _list_bids(root: str, config: SourceConfig) -> list[Scan]:
     if not storage.exists(root):
         raise UserError(f"BIDS dataset {root} does not exist; check bids")
     uri = storage.join(root, "participants.tsv")
     if not storage.exists(uri):
         raise UserError(f"{root} has no participants.tsv, which holds the classes; add it or use table instead of bids")
+    if config.masks and not storage.exists(config.masks):
+        raise UserError(f"{config.masks}, the dataset of brain masks, does not exist; check masks")
     rows = [
         _Row(line, _participant(uri, line, record["participant_id"]), record[config.group_column])
-        for line, record in _read_table(uri, ("participant_id", config.group_column), "set group_column or add it")
+        for line, record in read_table(uri, ("participant_id", config.group_column), "set group_column or add it")
     ]
-    subjects = _of_classes(_merge(rows, uri), uri, config.classes)
+    subjects = _of_classes(_merge(rows, uri), uri, config)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a listing is a round trip on an object store
-        images = list(pool.map(lambda subject: _images(root, subject.subject_id, config.suffix), subjects))
-    if not any(images):
+        listed = list(pool.map(lambda subject: _scans(root, subject, config), subjects))
+    if not any(found for _, found in listed):
         raise UserError(
             f"no participant of {root} has a {config.suffix} image; check suffix and the sub-*/anat folders"
         )
+    return [scan for scans, _ in listed for scan in scans]
+
+
+def _scans(root: str, subject: Scan, config: SourceConfig) -> tuple[list[Scan], bool]:
+    """The images of a subject to take, and whether there are any: else one stands where it would be."""
+    name = subject.subject_id
+    found = _images(root, name, config.suffix)
+    images = found or [storage.join(root, name, "anat", f"{name}_{config.suffix}.nii.gz")]
     return [
-        Subject(s.subject_id, s.label, found[0] if found else _expected_image(root, s.subject_id, config.suffix))
-        for s, found in zip(subjects, images, strict=True)
-    ]
+        replace(subject, path=path, mask=_mask(root, path, config) if config.masks else None)
+        for path in (images if config.images == "all" else images[:1])
+    ], bool(found)
 
 
 def _participant(uri: str, line: int, name: str) -> str:
@@ -219,33 +252,47 @@ def _images(root: str, subject_id: str, suffix: str) -> list[str]:
     ]
 
 
-def _expected_image(root: str, subject_id: str, suffix: str) -> str:
-    return storage.join(root, subject_id, "anat", f"{subject_id}_{suffix}.nii.gz")
+def _mask(root: str, image: str, config: SourceConfig) -> str:
+    """URI of the brain mask of ``image``, a file of ``root``, in the dataset of masks; where it would be if not there.
+
+    It lies in the same folder and has the entities of the image, and desc-brain or label-brain; a mask in another space
+    (space-MNI152...) is not of this image.
+    """
+    folder, _, name = image.removeprefix(f"{root}/").rpartition("/")
+    masks = storage.join(storage.absolute(config.masks or ""), folder)
+    entities = set(name.partition(".")[0].split("_")[:-1])
+    described = {"desc-brain", "label-brain"}
+    own = described | {"space-orig", f"space-{config.suffix}"}
+    for candidate in storage.names(masks):
+        *parts, last = candidate.split("_")
+        if last in _MASK_ENDINGS and entities <= set(parts) <= entities | own and described & set(parts):
+            return storage.join(masks, candidate)
+    return storage.join(masks, "_".join([*name.split("_")[:-1], "desc-brain_mask.nii.gz"]))
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------
 
 
-def _list_table(uri: str, config: SourceConfig) -> list[Subject]:
-    rows = [_table_row(uri, line, record) for line, record in _read_table(uri, ("path", "label"), "add it")]
-    return _of_classes(_merge(rows, uri), uri, config.classes)
+def _list_table(uri: str, config: SourceConfig) -> list[Scan]:
+    rows = [_table_row(uri, line, record) for line, record in read_table(uri, ("path", "label"), "add it")]
+    return _of_classes(_merge(rows, uri), uri, config)
 
 
 def _table_row(uri: str, line: int, record: dict[str, str]) -> _Row:
     if not record["path"]:
         raise UserError(f"{uri} line {line}: column path is empty; fill it in or remove the line")
-    path = _resolve(record["path"], uri.rpartition("/")[0])
-    if record.get("subject_id"):
-        return _Row(line, record["subject_id"], record["label"], path)
+    folder = uri.rpartition("/")[0]
+    path = resolve(record["path"], folder)
+    mask = resolve(record["mask"], folder) if record.get("mask") else None
     in_path = _BIDS_ID.findall(record["path"])
-    if in_path:
-        return _Row(line, in_path[-1], record["label"], path)
     name = posixpath.basename(path)
     stem = next((name.removesuffix(ending) for ending in _NIFTI_ENDINGS if name.endswith(ending)), name)
-    return _Row(line, stem, record["label"], path, id_is_file_name=True)
+    subject_id = record.get("subject_id") or (in_path[-1] if in_path else stem)
+    by_name = not record.get("subject_id") and not in_path
+    return _Row(line, subject_id, record["label"], path, mask, id_is_file_name=by_name)
 
 
-def _resolve(path: str, folder: str) -> str:
+def resolve(path: str, folder: str) -> str:
     """``path`` as a full URI; a relative one starts at ``folder``."""
     if not storage.is_local(path) or path.startswith(("/", "~")):
         return storage.absolute(path)
@@ -258,7 +305,7 @@ def _resolve(path: str, folder: str) -> str:
 # --- Both ---------------------------------------------------------------------------------------------------------
 
 
-def _read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[int, dict[str, str]]]:
+def read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[int, dict[str, str]]]:
     """(line number, record) of each line of a CSV or TSV that is not blank; values are stripped."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
@@ -281,25 +328,31 @@ def _read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[in
     ]
 
 
-def _merge(rows: list[_Row], uri: str) -> list[_Row]:
-    """One row an id, with the first of its sorted paths, sorted by id."""
-    first: dict[str, _Row] = {}
+def _merge(rows: list[_Row], uri: str) -> list[list[_Row]]:
+    """The rows of each id, in the order of ids and paths, each path once."""
+    merged: dict[str, list[_Row]] = {}
     for row in sorted(rows, key=lambda row: (row.subject_id, row.path)):
-        other = first.setdefault(row.subject_id, row)
+        known = merged.setdefault(row.subject_id, [row])
+        other = known[-1]
         lines = f"{uri} lines {min(row.line, other.line)} and {max(row.line, other.line)}"
         if row.group != other.group:
             raise UserError(
                 f"{lines}: subject {row.subject_id} has the labels {other.group} and {row.group}; give it one label"
             )
-        if row.path != other.path and (row.id_is_file_name or other.id_is_file_name):
-            # two people whose files have one name would become one subject, and one of them would be lost
-            raise UserError(f"{lines}: files of one name, {row.subject_id}, in two folders; add a column subject_id")
-    return list(first.values())
+        if row.path != other.path:
+            if row.id_is_file_name or other.id_is_file_name:
+                # two people whose files have one name would become one subject, and one of them would be lost
+                raise UserError(
+                    f"{lines}: files of one name, {row.subject_id}, in two folders; add a column subject_id"
+                )
+            known.append(row)
+    return list(merged.values())
 
 
-def _of_classes(rows: list[_Row], uri: str, classes: tuple[str, ...]) -> list[Subject]:
-    """The subjects whose group is a class; each class must have some, the others are counted and left out."""
-    found = Counter(row.group or "(empty)" for row in rows)
+def _of_classes(subjects: list[list[_Row]], uri: str, config: SourceConfig) -> list[Scan]:
+    """The scans of subjects whose group is a class; each class must have some, the others are counted and left out."""
+    classes = config.classes
+    found = Counter(rows[0].group or "(empty)" for rows in subjects)
     for name in classes:
         if name not in found:
             raise UserError(
@@ -310,7 +363,12 @@ def _of_classes(rows: list[_Row], uri: str, classes: tuple[str, ...]) -> list[Su
         logger.warning(
             "%s: left out %d subjects of groups that are not in classes: %s", uri, others.total(), _listed(others)
         )
-    return [Subject(row.subject_id, classes.index(row.group), row.path) for row in rows if row.group in classes]
+    return [
+        Scan(row.subject_id, classes.index(row.group), row.path, row.mask)
+        for rows in subjects
+        for row in (rows if config.images == "all" else rows[:1])
+        if row.group in classes
+    ]
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -8,16 +8,8 @@ import torch
 
 from voxfleet import storage
 from voxfleet.config.jobs import EncodeConfig
-from voxfleet.data.shards import (
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    read_shard,
-    table_bytes,
-    tensor_table,
-    tensors,
-    write_manifest,
-)
+from voxfleet.data.latents import COLUMNS, manifest_fields, write_latents
+from voxfleet.data.shards import MANIFEST, Manifest, read_manifest, read_shard, tensors, write_manifest
 from voxfleet.engine.cluster import gpus_per_worker
 from voxfleet.engine.console import Progress
 from voxfleet.engine.job import absolute_paths, job_session
@@ -49,7 +41,13 @@ def run(config: EncodeConfig) -> None:
             arguments=(there, gpus > 0),
             weight=int,
         )
-        manifest = _manifest(volumes, shape, package["fingerprint"], [unit[0] for unit in rows.values()])
+        manifest = dataclasses.replace(
+            volumes,
+            kind="latents",
+            shape=shape,
+            autoencoder=package["fingerprint"],
+            **manifest_fields(unit[0] for unit in rows.values()),
+        )
         write_manifest(there.output, manifest)
         tracker.log_metrics([{f"latent_std_{channel}": std for channel, std in enumerate(manifest.std)}])
         progress.finish(f"latents {shape}, std {', '.join(f'{v:.2f}' for v in manifest.std)}, in {config.output}")
@@ -77,40 +75,10 @@ class Encoder:
         mu, logvar = self._encode(tensors(table, "volume"))
         if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
             raise UserError(f"{self.config.autoencoder} gives latents that are not finite for {name}; train it again")
-        columns = {key: table[key].to_pylist() for key in ("subject_id", "label", "split", "source")}
-        stored = {"mu": mu.astype(self.config.dtype), "logvar": logvar.astype(self.config.dtype)}
-        data = table_bytes(tensor_table(columns, stored))
-        sha256 = storage.write_bytes(storage.join(self.config.output, name), data)
-        train = np.array(columns["split"]) == "train"
-        return [{"file": name, "rows": len(mu), "sha256": sha256, **_sums(mu[train], logvar[train])}]
+        columns = {key: table[key].to_pylist() for key in COLUMNS}
+        return [write_latents(self.config.output, name, columns, mu, logvar, self.config.dtype)]
 
     def _encode(self, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batches = torch.from_numpy(volumes)[:, None].split(self.config.batch_size)
         mus, logvars = zip(*(self.autoencoder.encode(batch.to(self.device)) for batch in batches), strict=True)
         return torch.cat(mus).float().cpu().numpy(), torch.cat(logvars).float().cpu().numpy()
-
-
-def _sums(mu: np.ndarray, logvar: np.ndarray) -> dict[str, Any]:
-    """Per channel: the sum of the draws mu + sigma * eps and of their squares, in expectation over eps."""
-    axes = (0, 2, 3, 4)
-    wide = mu.astype(np.float64)
-    return {
-        "train_numbers": mu.size // mu.shape[1],
-        "sum": wide.sum(axis=axes).tolist(),
-        "square": (wide**2 + np.exp(logvar.astype(np.float64))).sum(axis=axes).tolist(),
-    }
-
-
-def _manifest(volumes: Manifest, shape: tuple[int, ...], autoencoder: str, rows: Rows) -> Manifest:
-    numbers = sum(row["train_numbers"] for row in rows)
-    mean = np.sum([row["sum"] for row in rows], axis=0) / numbers
-    variance = np.sum([row["square"] for row in rows], axis=0) / numbers - mean**2
-    return dataclasses.replace(
-        volumes,
-        kind="latents",
-        shape=shape,
-        mean=mean.tolist(),
-        std=np.sqrt(variance).tolist(),
-        autoencoder=autoencoder,
-        shards=[{key: row[key] for key in ("file", "rows", "sha256")} for row in rows],
-    )

@@ -41,6 +41,11 @@ def _run(config: GenerateConfig, downloads: str) -> None:
     there = absolute_paths(located, "output", "model", "autoencoder")
     model = read_package_config(located.model, "model")
     autoencoder = read_package_config(located.autoencoder, "autoencoder")
+    if model["autoencoder"] is None:
+        raise UserError(
+            f"{config.model} was trained on latents that were imported without their autoencoder, so its samples "
+            "cannot be decoded; import the latents again with --autoencoder, and train on them"
+        )
     if model["autoencoder"] != autoencoder["fingerprint"]:
         raise UserError(
             f"{config.model} was trained on latents of autoencoder {str(model['autoencoder'])[:12]}, but "

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from voxfleet import storage
 from voxfleet.engine.cluster import check_fits, session
@@ -27,13 +27,20 @@ def job_session(output: Output, *, workers: bool = False, name: str | None = Non
 
     The output is claimed when everything else is in place: a request that cannot run leaves no folder behind.
     """
-    config: Any = output.config
     output.check()
-    with session(config.resources):
+    with session(output.config.resources):
         if workers:
-            check_fits(config.resources)
-        with open_tracker(config.tracking, output.record(name or output.job), say) as tracker:
-            output.claim()
-            tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **as_document(config)})
-            tracker.log_document("config.json", as_document(config))
+            check_fits(output.config.resources)
+        with recorded(output, name) as tracker:
             yield tracker
+
+
+@contextlib.contextmanager
+def recorded(output: Output, name: str | None = None) -> Iterator[Tracker]:
+    """``job_session`` of a job that needs no Ray."""
+    with open_tracker(output.config.tracking, output.record(name or output.job), say) as tracker:
+        output.claim()
+        document = as_document(output.config)
+        tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **document})
+        tracker.log_document("config.json", document)
+        yield tracker

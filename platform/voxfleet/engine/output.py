@@ -23,7 +23,7 @@ UNSENT = f"{_HIDDEN}/unsent.json"
 # what a folder is made with, but does not depend on; a campaign may grow
 _NOT_CONTENT = (
     *("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands"),
-    *("gradient_checkpointing", "loading.mode", "samples"),
+    *("gradient_checkpointing", "loading.mode", "samples", "audit"),
     *(f"trainer.{key}" for key in ("keep_newest", "keep_best", "max_failures")),
 )
 

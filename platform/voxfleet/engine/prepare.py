@@ -1,5 +1,6 @@
 """The prepare job: a cohort of NIfTI images to volume shards, one Ray task a shard."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 
 from voxfleet import storage
 from voxfleet.config.jobs import PrepareConfig
-from voxfleet.data import nifti
+from voxfleet.data import nifti, skullstrip
+from voxfleet.data.audit import audit_columns, check_duplicates, find_duplicates
 from voxfleet.data.preprocess import PreprocessConfig, Volume, common_affine, limits, preprocess, volume_checks
 from voxfleet.data.shards import (
     MANIFEST,
@@ -18,7 +20,7 @@ from voxfleet.data.shards import (
     tensor_table,
     write_manifest,
 )
-from voxfleet.data.sources import Subject, list_subjects, split_subjects
+from voxfleet.data.sources import Scan, list_scans, split_subjects
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import LEDGER, Output, digest
@@ -28,17 +30,18 @@ from voxfleet.errors import UserError
 
 def run(config: PrepareConfig) -> None:
     """Make the volume shards."""
-    subjects = list_subjects(config.source)
-    splits = split_subjects(subjects, config.split, config.source.classes)
-    listed = digest([[subject.subject_id, subject.label, subject.path] for subject in subjects])
+    scans = list_scans(config.source)
+    splits = split_subjects(scans, config.split, config.source.classes)
+    listed = digest([dataclasses.astuple(scan) for scan in scans])
     output = Output("prepare", config.output, config, inputs={"source": listed})
     if output.is_done(MANIFEST):
         return
+    _check_skull_strip(config, scans)
     folder = storage.absolute(config.output)
     with job_session(output) as tracker:
-        progress = Progress("prepare", len(subjects), "subjects")
+        progress = Progress("prepare", len(scans), "images")
         rows = run_units(
-            _shards(subjects, splits, config.subjects_per_shard),
+            _shards(scans, splits, config.subjects_per_shard),
             functools.partial(_make_shard, config.preprocess, folder),
             Ledger(storage.join(folder, LEDGER)),
             progress,
@@ -54,51 +57,61 @@ def run(config: PrepareConfig) -> None:
         progress.finish(f"volumes {manifest.shape} ({counts}) in {config.output}")
 
 
-def _shards(subjects: list[Subject], splits: dict[str, str], size: int) -> dict[str, list[dict[str, Any]]]:
+def _check_skull_strip(config: PrepareConfig, scans: list[Scan]) -> None:
+    """Fail before any work where brains cannot be cut out."""
+    if config.preprocess.skull_strip == "deepbet":
+        skullstrip.check_deepbet()
+    if config.preprocess.skull_strip == "masks" and not any(scan.mask for scan in scans):
+        raise UserError(f"{config.source.table} names no masks; add a column mask, or use another skull_strip")
+
+
+def _shards(scans: list[Scan], splits: dict[str, str], size: int) -> dict[str, list[dict[str, Any]]]:
     rows = [
         {
-            "subject_id": subject.subject_id,
-            "label": subject.label,
-            "split": splits[subject.subject_id],
-            "source": subject.path,
-            "path": storage.absolute(subject.path),
+            "subject_id": scan.subject_id,
+            "label": scan.label,
+            "split": splits[scan.subject_id],
+            "source": scan.path,
+            "mask": scan.mask,
         }
-        for subject in subjects
+        for scan in scans
     ]
     return {shard_name(i): rows[start : start + size] for i, start in enumerate(range(0, len(rows), size))}
 
 
-def _make_shard(config: PreprocessConfig, folder: str, name: str, subjects: list[dict[str, Any]]) -> Rows:
-    """Preprocess the subjects of one shard and write it; who cannot be used becomes a row with an ``error``."""
+def _make_shard(config: PreprocessConfig, folder: str, name: str, scans: list[dict[str, Any]]) -> Rows:
+    """Preprocess the images of one shard and write it; one that cannot be used becomes a row with an ``error``."""
     done: list[tuple[dict[str, Any], Volume]] = []
     failed: Rows = []
-    for subject in subjects:
+    for scan in scans:
         try:
-            done.append((subject, _volume(subject["path"], config)))
+            done.append((scan, _volume(scan, config)))
         except UserError as error:
-            failed.append({"subject_id": subject["subject_id"], "error": str(error)})
+            failed.append({"subject_id": scan["subject_id"], "error": str(error)})
     if not done:
         return failed
     columns: dict[str, list[Any]] = {
-        key: [subject[key] for subject, _ in done] for key in ("subject_id", "label", "split", "source")
+        key: [scan[key] for scan, _ in done] for key in ("subject_id", "label", "split", "source")
     }
     columns["affine"] = [volume.affine.flatten().tolist() for _, volume in done]
     table = tensor_table(columns, {"volume": np.stack([volume.data for _, volume in done])})
     sha256 = storage.write_bytes(storage.join(folder, name), table_bytes(table))
-    return failed + [_row(subject, volume, config, name, sha256) for subject, volume in done]
+    return failed + [_row(scan, volume, config, name, sha256) for scan, volume in done]
 
 
-def _volume(path: str, config: PreprocessConfig) -> Volume:
-    image = nifti.read(path)
+def _volume(scan: dict[str, Any], config: PreprocessConfig) -> Volume:
+    image = nifti.read(scan["source"])
+    mask = nifti.read(scan["mask"]) if config.skull_strip == "masks" and scan["mask"] else None
     try:
-        return preprocess(image, config)
+        return preprocess(image, config, mask)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{scan['source']}: {error}") from error
 
 
-def _row(subject: dict[str, Any], volume: Volume, config: PreprocessConfig, name: str, sha256: str) -> dict[str, Any]:
+def _row(scan: dict[str, Any], volume: Volume, config: PreprocessConfig, name: str, sha256: str) -> dict[str, Any]:
     return {
-        **{key: subject[key] for key in ("subject_id", "label", "split")},
+        **{key: scan[key] for key in ("subject_id", "label", "split", "source")},
+        **audit_columns(volume.data),
         "file": name,
         "sha256": sha256,
         "affine": volume.affine.flatten().tolist(),
@@ -119,6 +132,9 @@ def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
     for row in failed:
         say(f"prepare: skipped {row['subject_id']}: {row['error']}")
     counts = count_rows(good, config.source.classes, config.output)
+    duplicates = find_duplicates(good, config.audit)
+    for line in check_duplicates(duplicates, config.audit, config.output):
+        say(f"prepare: {line}")
     train = [row for row in good if row["split"] == "train"]
     mean = float(np.mean([row["mean"] for row in train]))
     variance = float(np.mean([row["square"] for row in train])) - mean**2
@@ -136,8 +152,10 @@ def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
             "affine": affine.tolist(),
             "spacing_mm": list(config.preprocess.spacing_mm),
             "orientation": "RAS",
+            "mirror_axis": 0 if config.source.mirrored else None,  # the first axis points right
         },
         limits=limits([row["checks"] for row in train]),
         shards=[{"file": name, "rows": sizes.count(name), "sha256": files[name]} for name in sorted(files)],
         skipped=[{"subject_id": row["subject_id"], "reason": row["error"]} for row in failed],
+        duplicates=[dataclasses.asdict(duplicate) for duplicate in duplicates],
     )

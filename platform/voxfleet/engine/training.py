@@ -142,7 +142,10 @@ def fit(
     if newest < job.total_steps:
         raise _not_finite(name, newest, ray.get(mailbox.divergence.remote()), store)
     watch.finish()
-    state, best = (read_state(store.read(step)) for step in (newest, best_step(beside.found) or newest))
+    steps = {"newest": newest, "best": best_step(beside.found) or newest}
+    for which, step in steps.items():
+        tracker.log_reference(f"checkpoint_{which}", store.uri(step))
+    state, best = (read_state(store.read(step)) for step in steps.values())
     return Trained(state, best, _merged(state["history"], beside.found))
 
 
@@ -259,9 +262,10 @@ class _Watch:
         self._step = step
 
     def _record(self, point: Measures) -> None:
-        self._tracker.log_metrics([point])
         if "val_loss" in point:
-            self._beside.measured(point)
+            self._beside.measured(point, self._tracker)
+        else:
+            self._tracker.log_metrics([point])
 
     def finish(self) -> None:
         """Validate what is left, and sum the run up."""

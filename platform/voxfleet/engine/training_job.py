@@ -1,5 +1,6 @@
 """What train and train-vae share: from shards, through a fit, to a package."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ def train_package(
     with job_session(outputs.run, workers=True, name=config.name) as tracker:
         data = open_splits(storage.absolute(config.data), manifest, columns, config.loading.mode)
         say(f"{config.name}: {describe(data)}")
+        tracker.log_dataset("train", config.data, manifest.digest, {"counts": manifest.counts, "shape": manifest.shape})
+        tracker.log_document("manifest.json", dataclasses.asdict(manifest))
         outputs.package.claim()
         trained = fit(
             recipe,
@@ -69,10 +72,8 @@ def train_package(
             **options,
         )
         storage.write_json(storage.join(outputs.run.folder, HISTORY), trained.history)
-        for folder, state in (
-            (storage.join(outputs.run.folder, BEST), trained.best),
-            (config.package_folder, trained.state),
-        ):
+        best = storage.join(outputs.run.folder, BEST)
+        for alias, folder, state in (("best", best, trained.best), ("final", config.package_folder, trained.state)):
             provenance = {"voxfleet": __version__, "step": state["step"], **as_document(config)}
             fingerprint = write_package(
                 folder,
@@ -80,4 +81,5 @@ def train_package(
                 weights(state["ema"]),
                 {"architecture": architecture(config.model), **document, "training": provenance},
             )
+            tracker.register_package(folder, fingerprint, alias)
         tracker.log_params({"package_folder": config.package_folder, "fingerprint": fingerprint})

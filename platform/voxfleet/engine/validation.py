@@ -53,7 +53,7 @@ def mosaic_uri(store: CheckpointStore, step: int) -> str:
 
 def to_batch(arrays: Arrays, device: torch.device) -> Batch:
     """Arrays as tensors on ``device``."""
-    return {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in arrays.items()}
+    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
 
 
 @torch.no_grad()
@@ -111,24 +111,27 @@ class Beside:
 
     def saved(self, step: int) -> None:
         """There is a checkpoint of ``step``."""
-        epoch, rest = divmod(step, self._steps_per_epoch)
-        if self._options is not None and not rest and self._validation.is_due(epoch) and step not in self.found:
+        if self._options is not None and self._is_pending(step):
             self._waiting.append(step)
 
-    def measured(self, measures: Measures) -> None:
+    def _is_pending(self, step: int) -> bool:
+        """Whether what a validation measures of the checkpoint of ``step`` is still to come."""
+        epoch, rest = divmod(step, self._steps_per_epoch)
+        return not rest and self._validation.is_due(epoch) and step not in self.found
+
+    def measured(self, measures: Measures, tracker: Tracker) -> None:
         """The workers validated."""
-        self._keep(measures)
+        self._keep(measures, tracker)
 
     def poll(self, tracker: Tracker, *, wait: bool = False) -> None:
         """Take what is finished, record it, and start what waits; with ``wait``, all of it."""
         while True:
             if self._running:
-                ref, step = self._running
+                ref, _ = self._running
                 if not ray.wait([ref], timeout=None if wait else 0)[0]:
                     return
                 self._running = None
-                self._keep(_result(ref))
-                tracker.log_metrics([self.found[step]])
+                self._keep(_result(ref), tracker)
             if not self._waiting:
                 return
             step = self._waiting.pop(0)
@@ -137,12 +140,17 @@ class Beside:
 
     def prune(self, newest: int, best: int) -> None:
         """Remove the checkpoints that nothing needs any more."""
-        pending = {*self._waiting, *([self._running[1]] if self._running else [])}
-        self._validation.store.prune(self.found, newest=newest, best=best, pending=pending)
+        self._validation.store.prune(self.found, newest=newest, best=best, pending=self._is_pending)
 
-    def _keep(self, measures: Measures) -> None:
-        self.found[int(measures["step"])] = measures
+    def _keep(self, measures: Measures, tracker: Tracker) -> None:
+        step = int(measures["step"])
+        tracker.log_metrics([measures])
+        if step in self.found:
+            return
+        self.found[step] = measures
         self._validation.store.write_validations(self.found)
+        if storage.exists(picture := mosaic_uri(self._validation.store, step)):
+            tracker.log_artifact(picture, "samples")
 
 
 def _result(ref: ray.ObjectRef) -> Measures:

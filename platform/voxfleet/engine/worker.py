@@ -26,7 +26,7 @@ from voxfleet.models.execution import MODES, resolve_precision
 from voxfleet.train.optim import OptimConfig, learning_rate
 from voxfleet.train.speed import matrix_rate
 from voxfleet.train.state import TrainState, read_state, state_bytes
-from voxfleet.train.step import train_step
+from voxfleet.train.step import Batch, train_step
 
 _AHEAD = 2  # batches that are ready before they are needed
 _NAMED = 8  # samples that a message names
@@ -149,9 +149,9 @@ class Worker:
         with closing(ahead(self._batches(), _AHEAD)) as batches:
             while self.state.step < self.fit.total_steps:
                 asked = time.monotonic()
-                part, rows, arrays = next(batches)
+                positions, rows, staged = next(batches)
                 self.clock.waited += time.monotonic() - asked
-                self._step(part, rows, arrays)
+                self._step(positions, rows, staged)
                 if self.state.step == first + 1:
                     self._post({"first_step_s": time.time() - self.fit.began})
                 epoch, position = divmod(self.state.step, self.plan.steps)
@@ -166,7 +166,7 @@ class Worker:
     def _is_due(self, epoch: int) -> bool:
         return self.fit.validation.is_due(epoch) or self.trainer.is_due(epoch, self.trainer.checkpoint_every)
 
-    def _batches(self) -> Generator[tuple[range, np.ndarray, Arrays]]:
+    def _batches(self) -> Generator[tuple[range, np.ndarray, Batch]]:
         """This worker's part of every batch that is left: positions in the epoch's order, rows, and what they hold."""
         first_epoch, first = divmod(self.state.step, self.plan.steps)
         for epoch in range(first_epoch, self.trainer.epochs):
@@ -178,20 +178,27 @@ class Worker:
             with closing(self.reader.batches(rows, sizes, units)) as batches:
                 for part in parts:
                     positions = range(part.start, part.stop)
-                    yield positions, order[part], next(batches) if positions else self.reader.blank()
+                    yield positions, order[part], self._staged(next(batches) if positions else self.reader.blank())
             first = 0
+
+    def _staged(self, arrays: Arrays) -> Batch:
+        """Arrays as tensors from which a GPU copies while it computes."""
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        if self.device.type == "cuda":
+            return {name: values.pin_memory() for name, values in tensors.items()}
+        return tensors
 
     def _draws(self, epoch: int, positions: range) -> Draws:
         return Draws(self.trainer.seed, epoch, torch.arange(positions.start, positions.stop, device=self.device))
 
-    def _step(self, positions: range, rows: np.ndarray, arrays: Arrays) -> None:
+    def _step(self, positions: range, rows: np.ndarray, staged: Batch) -> None:
         epoch, step = divmod(self.state.step, self.plan.steps)
         whole = min(self.plan.batch_size, self.plan.draws - step * self.plan.batch_size)
         losses, norm = train_step(
             self.state,
             self.network,
             self.recipe,
-            to_batch(arrays, self.device),
+            {name: values.to(self.device, non_blocking=True) for name, values in staged.items()},
             self._draws(epoch, positions or range(1)),
             scale=self.world / whole if positions else 0.0,
             total_steps=self.fit.total_steps,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
-_LOGVAR = (-30.0, 20.0)  # the bounds of MONAI's own encode
+LOGVAR = (-30.0, 20.0)  # the bounds of MONAI's own encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def build_autoencoder(config: AutoencoderConfig) -> "AutoencoderKlMaisi":
 def encode(model: "AutoencoderKlMaisi", x: Tensor) -> tuple[Tensor, Tensor]:
     """Volumes x (B, 1, D, H, W) in [0, 1] to mu and logvar, each (B, C, d, h, w)."""
     h = model.encoder(x)
-    return model.quant_conv_mu(h), model.quant_conv_log_sigma(h).clamp(*_LOGVAR)
+    return model.quant_conv_mu(h), model.quant_conv_log_sigma(h).clamp(*LOGVAR)
 
 
 def decode(model: "AutoencoderKlMaisi", z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: one file each, written whole or not at all, so that the newest one that is there is good."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from voxfleet import storage
@@ -49,10 +49,11 @@ class CheckpointStore:
         """Keep what was measured."""
         storage.write_json(storage.join(self.run, VALIDATION), [found[step] for step in sorted(found)])
 
-    def prune(self, found: Mapping[int, Measures], *, newest: int, best: int, pending: set[int]) -> None:
-        """Remove all but the ``newest``, the ``best`` by validation loss and those that are still to be validated."""
-        for step in to_remove(self.steps(), found, newest=newest, best=best) - pending:
-            storage.remove(self.uri(step))
+    def prune(self, found: Mapping[int, Measures], *, newest: int, best: int, pending: Callable[[int], bool]) -> None:
+        """Remove all but the ``newest``, the ``best`` by validation loss and those that are ``pending`` for one."""
+        for step in to_remove(self.steps(), found, newest=newest, best=best):
+            if not pending(step):
+                storage.remove(self.uri(step))
 
 
 def best_step(found: Mapping[int, Measures]) -> int | None:

@@ -1,5 +1,6 @@
 """Training a DiT3D on latents. Letters: B batch, C channels, D/H/W latent voxels."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ class DiffusionRecipe:
         """A standardised draw from each sample's posterior, (B, C, D, H, W)."""
         eps = draws.normal(POSTERIOR, tuple(batch["mu"].shape[1:]))
         x = batch["mu"].float() + torch.exp(0.5 * batch["logvar"].float()) * eps
-        return (x - _channels(self.mean, x)) / _channels(self.std, x)
+        return (x - _channels(self.mean, x.device)) / _channels(self.std, x.device)
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Loss of the target, (B,), with labels dropped for guidance, of the latents as they are augmented."""
@@ -97,5 +98,6 @@ class DiffusionRecipe:
         return denoising_loss(process, out, x0, noise, t)
 
 
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device).reshape(1, -1, 1, 1, 1)
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).reshape(1, -1, 1, 1, 1)

@@ -1,0 +1,8 @@
+"""The import-latents job as a script, for `python` and `ray job submit`: --config configs/import-latents/demo.yaml."""
+
+import sys
+
+from voxfleet.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["import-latents", *sys.argv[1:]]))
