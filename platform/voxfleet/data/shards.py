@@ -155,9 +155,8 @@ def check_shards(folder: str, manifest: Manifest) -> None:
     """
     for shard in manifest.shards:
         uri = storage.join(folder, shard["file"])
-        system, path = storage.filesystem(uri)
-        try:
-            rows = pq.read_metadata(path, filesystem=system).num_rows  # at the end of the file
+        try:  # the metadata stands at the end of the file
+            rows = storage.retried(uri, lambda system, path: pq.read_metadata(path, filesystem=system).num_rows)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{uri} is missing or damaged; delete {folder} and make it again") from error
         if rows != shard["rows"]:
