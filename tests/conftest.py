@@ -11,12 +11,58 @@ import time
 import urllib.request
 
 import pytest
+from pyarrow import fs
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+_S3_STARTS_WITHIN_S = 120
 
 
 @pytest.fixture(scope="session")
-def ray_session():
+def s3_port():
+    """The port of the S3 server, in the environment before Ray starts: its workers get that of this moment."""
+    with socket.socket() as held, pytest.MonkeyPatch.context() as patch:
+        # bound, but not listening: nobody else gets the port, and a server that reuses addresses may have it
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # nothing is asked of the network
+        yield port
+
+
+@pytest.fixture(scope="session")
+def s3(s3_port, tmp_path_factory):
+    """``s3://BUCKET`` on a real S3 server, a process of its own."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + _S3_STARTS_WITHIN_S
+        while not _answers(s3_port):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        client = fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True)
+        client.create_dir("voxfleet")
+        yield "s3://voxfleet"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_port):
     """One private Ray cluster for the whole test run."""
     from voxfleet.config.resources import ResourcesConfig
     from voxfleet.engine.cluster import session

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,42 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*folder"):
         storage.write_bytes(str(tmp_path / "folder"), b"data")  # the rename fails
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(tmp_path):
+    """A process of its own, whose files cannot grow beyond 64 KiB: a write fails when part of it is on the disk."""
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+    code = """
+import resource, sys
+from voxfleet import storage
+from voxfleet.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    storage.write_bytes(sys.argv[1], bytes(2**17))
+except UserError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)
+    assert result.stdout == f"cannot write {uri} (File too large); check the path, its rights and the space\n"
+    assert os.listdir(tmp_path) == ["file"]
+    assert storage.read_bytes(uri) == b"old"
+
+
+def test_size_of_a_file_and_of_what_is_none(tmp_path):
+    storage.write_bytes(str(tmp_path / "file"), b"12345")
+    assert storage.size(str(tmp_path / "file")) == 5
+    assert "is not a file" in one_line(storage.size, str(tmp_path))
+    assert "does not exist" in one_line(storage.size, str(tmp_path / "other"))
+
+
+def test_remove_takes_files_and_folders_and_does_not_mind_what_is_missing(tmp_path):
+    for name in ("a/b/file", "a/c", "d"):
+        storage.write_bytes(str(tmp_path / name), b"")
+    storage.remove(str(tmp_path / "d"))
+    storage.remove(str(tmp_path / "a" / "b"))
+    storage.remove(str(tmp_path / "e"))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/c"]
 
 
 def test_names_are_sorted_and_hide_what_a_killed_writer_left(tmp_path):

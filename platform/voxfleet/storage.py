@@ -1,19 +1,21 @@
 """The one place that opens URIs: local paths, ``s3://`` and ``gs://``, through pyarrow's filesystems.
 
 Every file is written whole and atomically: locally as a temporary name that is synced and renamed, on object
-stores as a single put. A reader therefore sees a file complete or not at all.
+stores as a single put, or an upload in parts that counts when it is complete. A reader therefore sees a file complete
+or not at all. What fails for a moment on a remote file system is tried again.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
@@ -21,6 +23,18 @@ from voxfleet.errors import UserError
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://")
 TEMPORARY_SUFFIX = ".tmp"
+
+RETRY_PAUSES_S = (2.0, 6.0, 18.0)  # between the tries of one file; the clients try again within each, for seconds
+# what a remote file system says when it is out of order, and not: no such bucket, no right
+_PASSING = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT)"
+    r"|HTTP status (429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
+)
+_S3_ATTEMPTS, _S3_CONNECT_S, _S3_SILENCE_S = 3, 5, 10
+_GCS_RETRY_S = 15
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
@@ -52,37 +66,118 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 @functools.cache
 def _remote(scheme: str, bucket: str) -> fs.FileSystem:
+    root = f"{scheme}://{bucket}"
     try:
-        return fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+        return _again(root, lambda: _s3(bucket) if scheme == "s3" else _other(scheme, root))
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         raise UserError(
-            f"cannot open {scheme}://{bucket} ({error}); use a local path, s3://BUCKET/... or gs://BUCKET/..."
+            f"cannot open {root} ({_reason(error)}); use a local path, s3://BUCKET/... or gs://BUCKET/..."
         ) from error
 
 
-@contextlib.contextmanager
-def _refusals(verb: str, uri: str) -> Iterator[None]:
-    """Say in one line what the file system refuses: rights, a full disk, a file where a folder should be."""
+def _s3(bucket: str) -> fs.FileSystem:
+    """S3 with a client that gives up in seconds: pyarrow's own tries 31 times, 99 s where a server is silent.
+
+    The endpoint is read from the environment as pyarrow would; only Amazon is asked for the region of a bucket.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return fs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=None if endpoint else fs.resolve_s3_region(bucket),
+        connect_timeout=_S3_CONNECT_S,
+        request_timeout=_S3_SILENCE_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        allow_delayed_open=True,  # a small file is one request
+    )
+
+
+def _other(scheme: str, root: str) -> fs.FileSystem:
+    # unlimited, Google's client tries for minutes
+    return fs.FileSystem.from_uri(root + f"?retry_limit_seconds={_GCS_RETRY_S}" * (scheme in ("gs", "gcs")))[0]
+
+
+def retried(uri: str, action: Callable[[fs.FileSystem, str], T]) -> T:
+    """``action(filesystem, path)``, done again after a pause while a remote file system is out of order.
+
+    ``action`` must be one that may be done twice. Whatever opens remote files goes through here, or through Ray Data,
+    which has such a loop of its own.
+
+    Raises:
+        UserError: if it stays out of order.
+        OSError: what ``action`` raises otherwise.
+    """
+    system, path = filesystem(uri)
+    return action(system, path) if is_local(uri) else _again(uri, lambda: action(system, path))
+
+
+def _again(uri: str, call: Callable[[], T]) -> T:
+    pauses = iter(RETRY_PAUSES_S)
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if not _PASSING.search(str(error)):
+                raise
+            pause = next(pauses, None)
+            if pause is None:
+                raise UserError(
+                    f"cannot reach {uri} in {len(RETRY_PAUSES_S) + 1} tries ({_reason(error)}); check the network and "
+                    "the endpoint, then run the same command again"
+                ) from error
+            _log.warning("%s: %s; trying again in %g s", uri, _reason(error), pause)
+            sleep(pause)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without what was being done."""
+    line = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return line[max(line.find("AWS Error"), 0) :]
+
+
+def _done(verb: str, uri: str, action: Callable[[fs.FileSystem, str], T]) -> T:
+    """``retried``, with one line for what is refused: rights, a full disk, a file where a folder should be."""
     try:
-        yield
+        return retried(uri, action)
     except OSError as error:
-        reason = error.strerror or (str(error).splitlines() or ["unknown error"])[0]
-        raise UserError(f"cannot {verb} {uri} ({reason}); check the path, its rights and the space") from error
+        raise UserError(f"cannot {verb} {uri} ({_reason(error)}); check the path, its rights and the space") from error
+
+
+def _info(uri: str) -> fs.FileInfo:
+    return _done("open", uri, lambda system, path: system.get_file_info(path))
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at ``uri``."""
-    system, path = filesystem(uri)
-    with _refusals("open", uri):
-        return system.get_file_info(path).type != fs.FileType.NotFound
+    return _info(uri).type != fs.FileType.NotFound
 
 
 def names(uri: str) -> list[str]:
     """Sorted names directly in the folder ``uri``; none where it does not exist. Half-written files are left out."""
-    system, path = filesystem(uri)
-    with _refusals("list", uri):
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if not info.base_name.endswith(TEMPORARY_SUFFIX))
+
+    def found(system: fs.FileSystem, path: str) -> list[fs.FileInfo]:
+        return system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+
+    every = [info.base_name for info in _done("list", uri, found)]
+    return sorted(name for name in every if not name.endswith(TEMPORARY_SUFFIX))
+
+
+def size(uri: str) -> int:
+    """Bytes of the file at ``uri``.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    info = _info(uri)
+    if info.type != fs.FileType.File:
+        raise _no_file(uri, info)
+    return info.size
+
+
+def _no_file(uri: str, info: fs.FileInfo) -> UserError:
+    state = "does not exist" if info.type == fs.FileType.NotFound else "is not a file"
+    return UserError(f"{uri} {state}; check the path")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -91,30 +186,34 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         UserError: if there is no such file, or it cannot be read.
     """
-    system, path = filesystem(uri)
-    with _refusals("read", uri):
-        kind = system.get_file_info(path).type
-        if kind != fs.FileType.File:
-            state = "does not exist" if kind == fs.FileType.NotFound else "is not a file"
-            raise UserError(f"{uri} {state}; check the path")
+
+    def read(system: fs.FileSystem, path: str) -> bytes:
+        info = system.get_file_info(path)
+        if info.type != fs.FileType.File:
+            raise _no_file(uri, info)
         with system.open_input_stream(path, compression=None) as stream:
             return stream.read()
+
+    return _done("read", uri, read)
 
 
 def write_bytes(uri: str, data: bytes) -> str:
     """Write ``data`` to ``uri`` atomically, making its folder, and return the sha256 of ``data`` in hex.
 
     Raises:
-        UserError: if the file system refuses.
+        UserError: if the file system refuses; what stood there before still does.
     """
-    system, path = filesystem(uri)
-    with _refusals("write", uri):
+    sha256 = hashlib.sha256(data).hexdigest()  # before a file is begun: refuses what is not bytes
+
+    def write(system: fs.FileSystem, path: str) -> None:
         if isinstance(system, fs.LocalFileSystem):
             _write_local(Path(path), data)
         else:
             with system.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
-    return hashlib.sha256(data).hexdigest()
+
+    _done("write", uri, write)
+    return sha256
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -128,6 +227,23 @@ def _write_local(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(uri: str) -> None:
+    """Remove the file or the whole folder at ``uri``; nothing there is fine.
+
+    Raises:
+        UserError: if the file system refuses.
+    """
+
+    def delete(system: fs.FileSystem, path: str) -> None:
+        kind = system.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            system.delete_dir(path)
+        elif kind != fs.FileType.NotFound:
+            system.delete_file(path)
+
+    _done("remove", uri, delete)
 
 
 def read_json(uri: str) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 
 from voxfleet.config.jobs import TrainConfig
+from voxfleet.config.resources import ResourcesConfig
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.models import DiT3DConfig
 
@@ -33,3 +34,18 @@ def test_windows_that_nothing_crosses_are_warned_of():
     (found,) = train({"input_size": (28, 34, 28)}).warnings
     assert "strided_every 2 or model.global_every 4" in found
     assert train({"input_size": (28, 34, 28), "strided_every": 2}).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_workers": 0}, "min_workers is 0; it must be 1 to 2"),
+        ({"workers": 4, "min_workers": 5}, "min_workers is 5; it must be 1 to 4"),
+        ({"wait_s": -1}, "wait_s is -1; it must be 0 or more"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+    ],
+)
+def test_resources_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ResourcesConfig(**values)
+    assert ResourcesConfig(workers=4, min_workers=4, wait_s=0).min_workers == 4

@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from voxfleet.config.resources import ResourcesConfig
-from voxfleet.engine.cluster import check_fits, ray_errors, session
+from voxfleet.engine import cluster
+from voxfleet.engine.cluster import check_fits, ray_errors, session, workers_that_fit
 from voxfleet.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -49,9 +50,117 @@ def test_another_error_is_left_alone():
         raise ZeroDivisionError
 
 
-def test_workers_that_do_not_fit_are_refused_with_what_there_is():
-    with pytest.raises(UserError, match=r"resources\.workers"):
-        check_fits(ResourcesConfig(workers=900))
+@pytest.mark.parametrize(
+    ("worker", "nodes", "fit"),
+    [
+        ({"CPU": 4}, [{"CPU": 3}, {"CPU": 3}], 0),
+        ({"CPU": 2}, [{"CPU": 3}, {"CPU": 4}, {"memory": 1.0}], 3),
+        ({"CPU": 1, "GPU": 1}, [{"CPU": 8}, {"CPU": 2, "GPU": 4}], 2),
+        ({"CPU": 1, "GPU": 0}, [{"CPU": 2}], 2),
+        ({"CPU": 1, "GPU": 0.1}, [{"CPU": 99, "GPU": 1}], 10),
+        ({"CPU": 1, "GPU": 0.4}, [{"CPU": 99, "GPU": 2}], 4),  # two on each GPU: a part is not taken from two
+        ({"CPU": 1, "GPU": 0.2}, [{"CPU": 99, "GPU": 1.4}], 7),
+        ({"CPU": 1}, [], 0),
+    ],
+)
+def test_workers_fit_onto_single_nodes(worker, nodes, fit):
+    assert workers_that_fit(worker, nodes) == fit
+
+
+def nodes_of(*resources, **more):
+    return lambda: [{"Alive": True, "Labels": {}, "Resources": amounts, **more} for amounts in resources]
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "message"),
+    [
+        (
+            {"workers": 2, "cpus_per_worker": 4},
+            nodes_of({"CPU": 3}, {"CPU": 3}),
+            "no room for 2 workers of 4 CPUs: the cluster (2 nodes of 3 CPUs) holds 0 of them; "
+            "lower resources.cpus_per_worker",
+        ),
+        (
+            {"workers": 3, "gpus_per_worker": 1},
+            nodes_of({"CPU": 8, "GPU": 2}, {"CPU": 8}),
+            "no room for 3 workers of 1 CPU and 1 GPU: the cluster (1 node of 8 CPUs and 2 GPUs, 1 node of 8 CPUs) "
+            "holds 2 of them; lower resources.workers to 2, or resources.gpus_per_worker",
+        ),
+        (
+            {"workers": 9, "min_workers": 3, "cpus_per_worker": 2},
+            nodes_of({"CPU": 3}, {"CPU": 3}),
+            "no room for 3 workers of 2 CPUs: the cluster (2 nodes of 3 CPUs) holds 2 of them; "
+            "lower resources.min_workers to 2, or resources.cpus_per_worker",
+        ),
+        (
+            {"workers": 1, "cpus_per_worker": 4, "gpus_per_worker": 1},
+            nodes_of({"CPU": 1, "GPU": 1}, {"CPU": 9}),
+            "no room for 1 worker of 4 CPUs and 1 GPU: the cluster (1 node of 1 CPU and 1 GPU, 1 node of 9 CPUs) "
+            "holds 0 of them; lower resources.cpus_per_worker or resources.gpus_per_worker",
+        ),
+    ],
+)
+def test_workers_that_can_never_fit_are_refused_at_once(monkeypatch, asked, nodes, message):
+    monkeypatch.setattr(ray, "nodes", nodes)
+    monkeypatch.setattr(ray.util, "placement_group", None)  # nothing is waited for
+    with pytest.raises(UserError) as caught:
+        check_fits(ResourcesConfig(**asked))
+    assert str(caught.value) == message
+
+
+def test_dead_nodes_do_not_count(monkeypatch):
+    monkeypatch.setattr(ray, "nodes", nodes_of({"CPU": 900}, Alive=False))
+    with pytest.raises(UserError, match="holds 0 of them"):
+        check_fits(ResourcesConfig(workers=1))
+
+
+def test_an_elastic_training_needs_room_for_the_fewest_workers():
+    check_fits(ResourcesConfig(workers=900, min_workers=1))
+
+
+def test_room_that_an_autoscaler_may_bring_is_waited_for(monkeypatch):
+    labels = {"ray.io/node-group": "workers"}
+    monkeypatch.setattr(ray, "nodes", nodes_of({"CPU": 1}, Labels=labels))
+    with pytest.raises(UserError, match=r"within 0 s: \d+ fit beside .* raise resources\.wait_s"):
+        check_fits(ResourcesConfig(workers=900, wait_s=0))
+
+
+@ray.remote(num_cpus=0)
+class Holder:
+    def is_there(self):
+        return True
+
+
+@pytest.fixture
+def busy():
+    """An actor that holds every CPU."""
+    holder = Holder.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
+    assert ray.get(holder.is_there.remote())
+    yield holder
+    ray.kill(holder)
+
+
+def test_a_busy_cluster_is_waited_for(busy, monkeypatch):
+    said = []
+
+    def free(line):
+        said.append(line)
+        ray.kill(busy)
+
+    monkeypatch.setattr(cluster, "say", free)
+    check_fits(ResourcesConfig(workers=2, wait_s=120))
+    assert said == ["waiting up to 120 s for room for 2 workers of 1 CPU: 0 fit beside what others hold"]
+
+
+def test_a_cluster_that_stays_busy_is_one_line_that_says_what_is_missing(busy):
+    free = r"\(free: 1 node of no CPUs\)"
+    with pytest.raises(UserError, match=f"no room for 2 workers .* within 0 s: 0 fit beside what others hold {free}"):
+        check_fits(ResourcesConfig(workers=2, wait_s=0))
+
+
+def test_the_room_is_given_back(monkeypatch):
+    for _ in range(2):  # every CPU, twice
+        check_fits(ResourcesConfig(workers=int(ray.cluster_resources()["CPU"])))
 
 
 def test_a_session_within_a_session_is_the_same():

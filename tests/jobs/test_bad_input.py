@@ -192,7 +192,7 @@ def test_an_output_that_was_begun_with_another_configuration(fails, workspace):
 
 def test_more_workers_than_the_cluster_holds(fails, workspace, tmp_path):
     line = fails(workspace.run, "encode", "--output", str(tmp_path / "out"), "--resources.workers", "500")
-    assert "500 workers need 500 CPUs" in line
+    assert "no room for 500 workers of 1 CPU: the cluster" in line
 
 
 def test_unusable_requests_to_generate(fails, workspace, tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from voxfleet.errors import UserError
 _THREADS = 16
 _SMALL = ("split", "label", "subject_id")
 Arrays = dict[str, np.ndarray]
+File = tuple[str, str]  # URI and sha256
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Index:
     """The rows of one split, in the order of the shards.
 
     Attributes:
-        files: URIs of the shards.
+        files: URIs of the shards, and their hashes.
         labels, subjects: class and subject of each row, (rows,).
         groups: row group of each row, numbered over all shards, (rows,).
         offsets: place of each row in its row group, (rows,).
@@ -33,7 +34,7 @@ class Index:
         columns: shape and dtype of a row of each tensor column.
     """
 
-    files: tuple[str, ...]
+    files: tuple[File, ...]
     labels: np.ndarray
     subjects: np.ndarray
     groups: np.ndarray
@@ -77,9 +78,10 @@ def read_index(folder: str, manifest: Manifest) -> dict[str, Index]:
     Raises:
         UserError: if a shard is missing or damaged, or is not what the manifest says.
     """
-    files = tuple(manifest.files(folder))
+    files = tuple(zip(manifest.files(folder), (shard["sha256"] for shard in manifest.shards), strict=True))
     with ThreadPoolExecutor(_THREADS) as pool:
-        shards = list(pool.map(functools.partial(_read_small, manifest), files, manifest.shards))
+        sizes = [shard["rows"] for shard in manifest.shards]
+        shards = list(pool.map(functools.partial(_read_small, manifest), files, sizes))
     small = pa.concat_tables(table for table, _ in shards)
     split, labels, subjects = (np.array(small[name].to_pylist()) for name in _SMALL)
     lengths = np.concatenate([lengths for _, lengths in shards])
@@ -87,7 +89,7 @@ def read_index(folder: str, manifest: Manifest) -> dict[str, Index]:
     offsets = np.arange(len(labels)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     group_files = np.repeat(np.arange(len(files)), [len(lengths) for _, lengths in shards])
     group_numbers = np.concatenate([np.arange(len(lengths)) for _, lengths in shards])
-    columns = _tensor_columns(_open(files[0]).schema_arrow)
+    columns = _tensor_columns(_footer(*files[0]).schema.to_arrow_schema())
     found = {}
     for name in SPLITS:
         rows = np.flatnonzero(split == name)
@@ -96,19 +98,18 @@ def read_index(folder: str, manifest: Manifest) -> dict[str, Index]:
     return found
 
 
-def _read_small(manifest: Manifest, uri: str, shard: dict) -> tuple[pa.Table, list[int]]:
+def _read_small(manifest: Manifest, file: File, rows: int) -> tuple[pa.Table, list[int]]:
     """Subjects, labels and splits of a shard, and the lengths of its row groups."""
+    uri, _ = file
     with _damage(uri):
-        file = _open(uri)
-        for name, (shape, _) in _tensor_columns(file.schema_arrow).items():
+        footer = _footer(*file)
+        for name, (shape, _) in _tensor_columns(footer.schema.to_arrow_schema()).items():
             if shape != manifest.shape:
                 raise UserError(f"{uri}: {name} has shape {shape}, the manifest says {manifest.shape}; make it again")
-        if file.metadata.num_rows != shard["rows"]:
-            raise UserError(
-                f"{uri} has {file.metadata.num_rows} rows, the manifest says {shard['rows']}; make it again"
-            )
-        lengths = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        return file.read(columns=list(_SMALL)), lengths
+        if footer.num_rows != rows:
+            raise UserError(f"{uri} has {footer.num_rows} rows, the manifest says {rows}; make it again")
+        table = _read(file, lambda parquet: parquet.read(columns=list(_SMALL)))
+    return table, [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
 
 
 def _tensor_columns(schema: pa.Schema) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -116,24 +117,29 @@ def _tensor_columns(schema: pa.Schema) -> dict[str, tuple[tuple[int, ...], str]]
     return {name: (tuple(kind.shape), str(kind.value_type.to_pandas_dtype().__name__)) for name, kind in kinds.items()}
 
 
-def _read_groups(uri: str, columns: tuple[str, ...], numbers: list[int]) -> tuple[Arrays, list[int]]:
+def _read_groups(file: File, columns: tuple[str, ...], numbers: list[int]) -> tuple[Arrays, list[int]]:
     """``columns`` of some row groups of a shard, and the lengths of these groups."""
-    with _damage(uri):
-        file = _open(uri)
-        table = file.read_row_groups(numbers, columns=list(columns), use_threads=False)
-        lengths = [file.metadata.row_group(number).num_rows for number in numbers]
+    with _damage(file[0]):
+        table = _read(file, lambda parquet: parquet.read_row_groups(numbers, columns=list(columns), use_threads=False))
+        lengths = [_footer(*file).row_group(number).num_rows for number in numbers]
     return {name: tensors(table, name) for name in columns}, lengths
 
 
-def _open(uri: str) -> pq.ParquetFile:
-    system, path = storage.filesystem(uri)
-    return pq.ParquetFile(path, filesystem=system, metadata=_footer(uri), pre_buffer=not storage.is_local(uri))
+def _read(file: File, action: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
+    uri, _ = file
+    remote = not storage.is_local(uri)
+    return storage.retried(
+        uri,
+        lambda system, path: action(
+            pq.ParquetFile(path, filesystem=system, metadata=_footer(*file), pre_buffer=remote)
+        ),
+    )
 
 
 @functools.lru_cache(maxsize=4096)
-def _footer(uri: str) -> pq.FileMetaData:
-    system, path = storage.filesystem(uri)
-    return pq.read_metadata(path, filesystem=system)
+def _footer(uri: str, sha256: str) -> pq.FileMetaData:
+    """Kept, since each task reads a few groups of many files; a file that was made again has another hash."""
+    return storage.retried(uri, lambda system, path: pq.read_metadata(path, filesystem=system))
 
 
 @contextlib.contextmanager

@@ -8,10 +8,13 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.engine.console import say
 from voxfleet.errors import UserError, VoxfleetError
 
 # read when ray is imported or started; a user's own setting wins
@@ -27,7 +30,12 @@ for _key, _value in _ENVIRONMENT.items():
 
 import ray  # noqa: E402
 import ray.data  # noqa: E402
+import ray.util  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
+from ray._private.state import state  # noqa: E402
+
+_AUTOSCALED = "ray.io/node-group"  # a label that Ray's autoscaler gives its nodes
+_KINDS_SHOWN = 3
 
 
 @contextlib.contextmanager
@@ -120,22 +128,102 @@ def gpus_per_worker(config: ResourcesConfig) -> float:
 
 
 def check_fits(config: ResourcesConfig) -> None:
-    """Make sure that the cluster, as it is, has room for the workers.
+    """Make sure that the cluster has room for the workers (``min_workers`` of them), and wait for what others hold.
 
     Raises:
-        UserError: if it has not; says what there is and what is asked for.
+        UserError: at once if its nodes can never hold them, after ``wait_s`` if there is still no room.
     """
-    there = ray.cluster_resources()
-    asked = {
-        "CPU": config.workers * config.cpus_per_worker,
-        "GPU": config.workers * gpus_per_worker(config),
-    }
-    for name, number in asked.items():
-        if number > there.get(name, 0):
-            raise UserError(
-                f"{config.workers} workers need {number:g} {name}s, the cluster has {there.get(name, 0):g}; "
-                f"lower resources.workers or resources.{name.lower()}s_per_worker"
-            )
+    asked = _Asked(
+        config.min_workers or config.workers,
+        {"CPU": config.cpus_per_worker, "GPU": gpus_per_worker(config)},
+        "resources.workers" if config.min_workers is None else "resources.min_workers",
+    )
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    there = [node["Resources"] for node in nodes]
+    if not asked.fits(there) and not any(_AUTOSCALED in node["Labels"] for node in nodes):
+        raise UserError(
+            f"no room for {asked}: the cluster ({_described(there)}) holds {asked.fitting(there)} of them; "
+            f"lower {asked.too_much(there)}"
+        )
+    _wait_for_room(asked, config.wait_s)
+
+
+def _wait_for_room(asked: "_Asked", wait_s: int) -> None:
+    # Ray holds the room for a moment, which is the one sure way to know, and tells an autoscaler what is wanted
+    room = ray.util.placement_group([asked.bundle] * asked.workers)
+    try:
+        for second in range(wait_s + 1):
+            if room.wait(1):  # in short pieces: Ctrl-C is heard between them
+                return
+            free = list(state.available_resources_per_node().values())
+            now = f"{asked.fitting(free)} fit beside what others hold"
+            if not second and wait_s:
+                say(f"waiting up to {wait_s} s for room for {asked}: {now}")
+    finally:
+        ray.util.remove_placement_group(room)
+    raise UserError(
+        f"no room for {asked} within {wait_s} s: {now} (free: {_described(free)}); "
+        f"try again later, raise resources.wait_s, or lower {asked.too_much(free)}"
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A number of like ``workers``, what each takes on one node, and the ``key`` that says how many they are."""
+
+    workers: int
+    worker: Mapping[str, float]
+    key: str
+
+    def __str__(self) -> str:
+        return f"{_counted(self.workers, 'worker')} of {_amounts(self.worker)}"
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {name: need for name, need in self.worker.items() if need}
+
+    def fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        return workers_that_fit(self.bundle, nodes)
+
+    def fits(self, nodes: Sequence[Mapping[str, float]]) -> bool:
+        return self.fitting(nodes) >= self.workers
+
+    def too_much(self, nodes: Sequence[Mapping[str, float]]) -> str:
+        """The keys to lower: for resources of which there are too few, or else all, as no node has them together."""
+        short = [name for name, need in self.bundle.items() if workers_that_fit({name: need}, nodes) < self.workers]
+        size = " or ".join(f"resources.{name.lower()}s_per_worker" for name in short or self.bundle)
+        fitting = self.fitting(nodes)
+        return f"{self.key} to {fitting}, or {size}" if fitting else size
+
+
+def workers_that_fit(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers, each of which takes ``worker`` (resource to amount) of one node, the ``nodes`` hold."""
+    return sum(min(_times(node.get(name, 0), need) for name, need in worker.items() if need) for node in nodes)
+
+
+def _times(there: float, need: float) -> int:
+    """How often ``need`` goes into ``there``; a part of a GPU is always a part of one and the same."""
+    slack = 1e-6
+    if need >= 1:
+        return int(there / need + slack)
+    return int(there) * int(1 / need + slack) + int(there % 1 / need + slack)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """CPUs and GPUs in words: ``4 CPUs and 1 GPU``."""
+    amounts = {name: resources.get(name, 0) for name in ("CPU", "GPU")}
+    return " and ".join(_counted(amount, name) for name, amount in amounts.items() if amount) or "no CPUs"
+
+
+def _counted(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+
+
+def _described(nodes: Sequence[Mapping[str, float]]) -> str:
+    """Nodes in words, the most frequent kinds first: ``2 nodes of 3 CPUs``."""
+    kinds = Counter(_amounts(node) for node in nodes).most_common()
+    words = [f"{_counted(count, 'node')} of {kind}" for kind, count in kinds[:_KINDS_SHOWN]]
+    return ", ".join(words + ["others"] * (len(kinds) > _KINDS_SHOWN))
 
 
 def _ours(error: BaseException | None) -> VoxfleetError | None:
