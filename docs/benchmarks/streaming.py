@@ -98,7 +98,7 @@ def main(folder: str, rows: int) -> None:
     files = manifest.files(folder)
     plain(files)  # warms the page cache
     began = time.perf_counter()
-    read_index(folder, manifest)
+    read_index(folder, manifest, COLUMNS)
     print(f"index of {len(files)} shards in {time.perf_counter() - began:.2f} s")
     for epoch in range(3):
         read, seconds = plain(files)

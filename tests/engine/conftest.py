@@ -16,7 +16,11 @@ def write_latents(folder, *, rows=11, val=3, shape=SHAPE, per_shard=5, dtype=np.
     split = ["train"] * rows + ["val"] * val + ["test"] * 2
     order = rng.permutation(total)  # the splits are mixed in the shards
     table = [
-        {"subject_id": f"sub-{number:04d}", "label": int(number % minority == 0), "split": split[order[number]]}
+        {
+            "subject_id": f"sub-{number:04d}",
+            "label": int(number % minority == minority - 1),
+            "split": split[order[number]],
+        }
         for number in range(total)
     ]
     shards = []

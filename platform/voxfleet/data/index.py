@@ -72,16 +72,18 @@ class Index:
         return {**arrays, "label": self.labels[rows]}
 
 
-def read_index(folder: str, manifest: Manifest) -> dict[str, Index]:
-    """The index of each split: from the footers and the small columns of all shards.
+def read_index(folder: str, manifest: Manifest, columns: Sequence[str]) -> dict[str, Index]:
+    """The index of each split that has rows: from the footers and the small columns of all shards.
 
     Raises:
-        UserError: if a shard is missing or damaged, or is not what the manifest says.
+        UserError: if a shard is missing or damaged, lacks one of ``columns``, or is not what the manifest says.
     """
+    if not manifest.shards:
+        raise UserError(f"{folder}: the manifest lists no shards; make them again")
     files = tuple(zip(manifest.files(folder), (shard["sha256"] for shard in manifest.shards), strict=True))
     with ThreadPoolExecutor(_THREADS) as pool:
         sizes = [shard["rows"] for shard in manifest.shards]
-        shards = list(pool.map(functools.partial(_read_small, manifest), files, sizes))
+        shards = list(pool.map(functools.partial(_read_small, manifest, columns), files, sizes))
     small = pa.concat_tables(table for table, _ in shards)
     split, labels, subjects = (np.array(small[name].to_pylist()) for name in _SMALL)
     lengths = np.concatenate([lengths for _, lengths in shards])
@@ -89,21 +91,24 @@ def read_index(folder: str, manifest: Manifest) -> dict[str, Index]:
     offsets = np.arange(len(labels)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     group_files = np.repeat(np.arange(len(files)), [len(lengths) for _, lengths in shards])
     group_numbers = np.concatenate([np.arange(len(lengths)) for _, lengths in shards])
-    columns = _tensor_columns(_footer(*files[0]).schema.to_arrow_schema())
+    kinds = _tensor_columns(_footer(*files[0]).schema.to_arrow_schema())
     found = {}
     for name in SPLITS:
-        rows = np.flatnonzero(split == name)
-        of_rows = labels[rows], subjects[rows], groups[rows], offsets[rows]
-        found[name] = Index(files, *of_rows, group_files, group_numbers, columns)
+        if len(rows := np.flatnonzero(split == name)):
+            of_rows = labels[rows], subjects[rows], groups[rows], offsets[rows]
+            found[name] = Index(files, *of_rows, group_files, group_numbers, kinds)
     return found
 
 
-def _read_small(manifest: Manifest, file: File, rows: int) -> tuple[pa.Table, list[int]]:
+def _read_small(manifest: Manifest, columns: Sequence[str], file: File, rows: int) -> tuple[pa.Table, list[int]]:
     """Subjects, labels and splits of a shard, and the lengths of its row groups."""
     uri, _ = file
     with _damage(uri):
         footer = _footer(*file)
-        for name, (shape, _) in _tensor_columns(footer.schema.to_arrow_schema()).items():
+        kinds = _tensor_columns(footer.schema.to_arrow_schema())
+        if lacking := sorted({*columns, *_SMALL} - {*kinds, *footer.schema.to_arrow_schema().names}):
+            raise UserError(f"{uri} has no column {lacking[0]}; make it again")
+        for name, (shape, _) in kinds.items():
             if shape != manifest.shape:
                 raise UserError(f"{uri}: {name} has shape {shape}, the manifest says {manifest.shape}; make it again")
         if footer.num_rows != rows:

@@ -18,6 +18,7 @@ from voxfleet.data.index import Arrays, Index, read_index
 from voxfleet.data.plan import UNIT_BYTES
 from voxfleet.data.shards import Manifest
 from voxfleet.engine.cluster import quiet_data
+from voxfleet.errors import UserError
 
 _KEPT_SHARE = 0.4  # of the smallest node's object store: what is kept has to fit beside everything else
 _STREAM_STORE_BYTES = 256 << 20  # of the object store, for one worker's stream
@@ -91,10 +92,25 @@ def open_splits(folder: str, manifest: Manifest, columns: tuple[str, ...], mode:
     Raises:
         UserError: if a shard is missing, damaged, or not what the manifest says.
     """
-    found = {name: index for name, index in read_index(folder, manifest).items() if len(index)}
+    found = read_index(folder, manifest, columns)
     size = sum(len(index) * index.row_bytes(columns) for index in found.values())
     keep = mode == "kept" or (mode == "auto" and size <= _KEPT_SHARE * _smallest_store())
     return {name: _open(index, columns, keep) for name, index in found.items()}
+
+
+def check_trainable(folder: str, manifest: Manifest, splits: dict[str, Split]) -> None:
+    """Make sure that there are samples of every class to train on, and some to validate on.
+
+    Raises:
+        UserError: says what is missing.
+    """
+    for name in ("train", "val"):
+        if name not in splits:
+            raise UserError(f"{folder} has no sample in split {name}; make it again with another split")
+    there = set(ray.get(splits["train"].index).labels.tolist())
+    for label, name in enumerate(manifest.classes):
+        if label not in there:
+            raise UserError(f"{folder} has no sample of class {name} in split train; add some, or train without it")
 
 
 def describe(splits: dict[str, Split]) -> str:

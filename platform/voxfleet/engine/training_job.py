@@ -11,7 +11,7 @@ from voxfleet import __version__, storage
 from voxfleet.config.jobs import TrainConfig, TrainVaeConfig
 from voxfleet.data.shards import Manifest
 from voxfleet.engine.console import say
-from voxfleet.engine.ingest import describe, open_splits
+from voxfleet.engine.ingest import check_trainable, describe, open_splits
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import Output, as_document
 from voxfleet.engine.training import fit
@@ -55,6 +55,7 @@ def train_package(
     """
     with job_session(outputs.run, workers=True, name=config.name) as tracker:
         data = open_splits(storage.absolute(config.data), manifest, columns, config.loading.mode)
+        check_trainable(config.data, manifest, data)
         say(f"{config.name}: {describe(data)}")
         tracker.log_dataset("train", config.data, manifest.digest, {"counts": manifest.counts, "shape": manifest.shape})
         tracker.log_document("manifest.json", dataclasses.asdict(manifest))
