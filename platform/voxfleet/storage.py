@@ -130,6 +130,17 @@ def _write_local(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove(uri: str) -> None:
+    """Remove the file at ``uri``.
+
+    Raises:
+        UserError: if the file system refuses.
+    """
+    system, path = filesystem(uri)
+    with _refusals("remove", uri):
+        system.delete_file(path)
+
+
 def read_json(uri: str) -> Any:
     """The JSON document at ``uri``.
 
