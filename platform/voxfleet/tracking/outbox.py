@@ -69,7 +69,7 @@ class Record:
         """Write the file, or remove it where nothing is left."""
         if operations:
             storage.write_json(self.unsent, {"name": self.name, "key": self.key, "operations": operations})
-        else:
+        elif storage.exists(self.unsent):
             storage.remove(self.unsent)
 
 
