@@ -28,14 +28,6 @@ def test_write_makes_the_folder_replaces_the_file_and_leaves_nothing_else(tmp_pa
     assert os.listdir(tmp_path / "a" / "b") == ["file.bin"]
 
 
-def test_a_removed_file_is_gone_and_removing_nothing_is_one_line(tmp_path):
-    uri = str(tmp_path / "file")
-    storage.write_bytes(uri, b"x")
-    storage.remove(uri)
-    assert not storage.exists(uri)
-    assert f"cannot remove {uri}" in one_line(storage.remove, uri)
-
-
 def test_a_reader_keeps_the_old_file_whole_while_it_is_replaced(tmp_path):
     path = tmp_path / "file"
     storage.write_bytes(str(path), b"old")

@@ -30,7 +30,7 @@ def write_latents(folder, *, rows=11, val=3, shape=SHAPE, per_shard=5, dtype=np.
         mu = rng.normal(size=(len(part), *shape)).astype(dtype)
         tensors = {"mu": mu, "logvar": np.full_like(mu, -4.0)}
         data = table_bytes(tensor_table({**columns, "source": columns["subject_id"]}, tensors))
-        sha256 = storage.write_bytes(storage.join(str(folder), shard_name(index)), data)
+        sha256 = storage.write_bytes(storage.join(folder, shard_name(index)), data)
         shards.append({"file": shard_name(index), "rows": len(part), "sha256": sha256})
     manifest = Manifest(
         kind="latents",
@@ -43,7 +43,7 @@ def write_latents(folder, *, rows=11, val=3, shape=SHAPE, per_shard=5, dtype=np.
         limits={},
         shards=shards,
     )
-    write_manifest(str(folder), manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -51,7 +51,8 @@ def write_latents(folder, *, rows=11, val=3, shape=SHAPE, per_shard=5, dtype=np.
 def latents(tmp_path):
     """Writes a folder of latents; gives its path and manifest."""
 
-    def write(name="latents", **options):
-        return str(tmp_path / name), write_latents(tmp_path / name, **options)
+    def write(name="latents", root=tmp_path, **options):
+        folder = f"{root}/{name}"
+        return folder, write_latents(folder, **options)
 
     return write

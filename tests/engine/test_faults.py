@@ -38,7 +38,7 @@ def outcome(tmp_path, latents):
     """Run to the end, however often the driver is killed on the way."""
 
     def run(name, kills, *, workers, mode, balanced, folder):
-        data, _ = latents(rows=ROWS)
+        data, _ = latents(rows=ROWS, root=folder)
         marks = tmp_path / name
         marks.mkdir()
         result = marks / "result.json"
@@ -66,6 +66,11 @@ def check(outcome, folder, workers, mode, balanced, seed):
 @pytest.mark.parametrize(("workers", "mode", "balanced"), [(3, "streamed", True), (2, "kept", False)])
 def test_killed_equals_uninterrupted(outcome, tmp_path, workers, mode, balanced):
     check(outcome, str(tmp_path / "runs"), workers, mode, balanced, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_equals_uninterrupted_on_s3(outcome, s3):
+    check(outcome, f"{s3}/faults", 2, "streamed", False, seed=3)
 
 
 @pytest.mark.matrix

@@ -1,7 +1,9 @@
 """Fits on real Ray Train: gradients are averaged, kept equals streamed, what is logged, and what ends a run."""
 
 import dataclasses
+import resource
 import sys
+from pathlib import Path
 
 import pytest
 from ray import cloudpickle
@@ -10,6 +12,7 @@ from voxfleet.config.resources import ResourcesConfig
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.engine.ingest import open_splits
 from voxfleet.engine.training import fit
+from voxfleet.engine.worker import WorkerError
 from voxfleet.errors import UserError
 from voxfleet.models import DiT3DConfig
 from voxfleet.tracking.base import MemoryTracker
@@ -87,8 +90,60 @@ def test_any_number_of_workers_kept_or_streamed_gives_the_same_losses_and_everyt
 
 @pytest.mark.parametrize(("every", "step"), [(2, 6), (100, 0)])
 def test_a_loss_that_is_not_finite_names_the_sample_and_keeps_the_last_good_checkpoint(train, tmp_path, every, step):
-    recipe = Diverging(**{field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(RECIPE)})
+    recipe = changed(Diverging)
     with pytest.raises(UserError, match=r"not finite at step 8, for sub-\d{4} \(") as error:
         train(recipe, 2, checkpoint_every=every, name="nan", **({} if step else {"validate": 100}))
     assert (f"step {step} is kept" if step else "no checkpoint yet") in str(error.value)
     assert len(list((tmp_path / "nan").glob("checkpoints/*.pt"))) == min(step, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(DiffusionRecipe):
+    """From the third epoch on, its process can write no file above a kilobyte."""
+
+    def loss(self, model, batch, draws):
+        if draws.epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        return super().loss(model, batch, draws)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(DiffusionRecipe):
+    """It has a bug."""
+
+    def loss(self, model, batch, draws):
+        if draws.epoch == 2:
+            raise ZeroDivisionError("the bug")
+        return super().loss(model, batch, draws)
+
+
+def changed(kind):
+    return kind(**{field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(RECIPE)})
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_continues(train, tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*step-000000012.pt \(File too large\).* continue"):
+        train(changed(Full), 2, name="run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000006.pt"]
+    trained, _ = train(RECIPE, 2, name="run")
+    clean, _ = train(RECIPE, 2, name="clean")
+    assert trained.history == clean.history
+
+
+@pytest.mark.slow
+def test_a_bug_in_a_worker_ends_the_run_with_its_traceback(train):
+    with pytest.raises(WorkerError, match=r"in loss[\s\S]*ZeroDivisionError: the bug"):
+        train(changed(Broken), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["kept", "streamed"])
+def test_a_damaged_page_ends_the_run_with_the_name_of_the_shard(train, latents, mode):
+    folder, manifest = latents(rows=ROWS)
+    path = Path(folder) / "part-00001.parquet"
+    data = bytearray(path.read_bytes())
+    data[300:700] = bytes(400)
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"part-00001\.parquet is missing or damaged"):
+        train(RECIPE, 2, mode=mode, data=(folder, manifest))

@@ -53,14 +53,14 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
-        self._failures: list[VoxfleetError] = []
+        self._failures: list[Exception] = []
         self._diverged: dict[str, Any] = {}
 
     def put(self, message: dict[str, Any]) -> None:
         """Leave a message."""
         self._messages.append(message)
 
-    def fail(self, error: VoxfleetError) -> None:
+    def fail(self, error: Exception) -> None:
         """Leave an error that starting again would not mend."""
         self._failures.append(error)
 
@@ -76,7 +76,7 @@ class Mailbox:
         messages, self._messages = self._messages, []
         return messages
 
-    def failures(self) -> list[VoxfleetError]:
+    def failures(self) -> list[Exception]:
         """All errors."""
         return self._failures
 

@@ -1,7 +1,9 @@
 """What each worker of a training does: the loop over the plan, and all that has to be the same after a restart."""
 
 import os
+import re
 import time
+import traceback
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from voxfleet.data.index import Arrays
 from voxfleet.data.plan import Plan
 from voxfleet.diffusion.noise import Draws
+from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.ingest import Split
 from voxfleet.engine.validation import Validation, point, sums, to_batch
-from voxfleet.errors import VoxfleetError
+from voxfleet.errors import UserError, VoxfleetError
 from voxfleet.models.execution import MODES, resolve_precision
 from voxfleet.train.optim import OptimConfig, learning_rate
 from voxfleet.train.speed import matrix_rate
@@ -30,6 +33,7 @@ from voxfleet.train.step import Batch, train_step
 
 _AHEAD = 2  # batches that are ready before they are needed
 _NAMED = 8  # samples that a message names
+_LOST = re.compile("gloo|nccl|connection|socket|timed out", re.IGNORECASE)  # a collective without a peer
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -57,20 +61,40 @@ class Fit:
 def work(config: dict[str, Any]) -> None:
     """The training function of Ray Train.
 
-    An error of ours is final: it is left in the mailbox, and the group that Ray starts in place of the failed one ends
-    at once. Any other failure is that of a process or a node, and the next group continues from the last checkpoint.
+    What starting again would not mend is left in the mailbox, and the group that Ray starts in place of the failed one
+    ends at once. After any other failure, which is that of a process or a node, the next group continues from the last
+    checkpoint.
     """
     fit: Fit = config["fit"]
     if ray.get(fit.mailbox.failures.remote()):
         return
     torch.set_num_threads(fit.threads)
     try:
-        worker = Worker(fit)
-        worker.restore()
-        worker.run()
-    except VoxfleetError as error:
-        ray.get(fit.mailbox.fail.remote(error))
+        with ray_errors():
+            worker = Worker(fit)
+            worker.restore()
+            worker.run()
+    except Exception as error:
+        if final := _final(error):
+            ray.get(fit.mailbox.fail.remote(final))
         raise
+
+
+class WorkerError(RuntimeError):
+    """A bug, met in a worker: its message is the worker's traceback."""
+
+
+def _final(error: Exception) -> Exception | None:
+    """What ends the run because of ``error``; None where another worker or a node was lost."""
+    if isinstance(error, VoxfleetError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return UserError(
+            "the memory of the GPU is full; lower trainer.batch_size, raise trainer.accumulate or set gradient_checkpointing"
+        )
+    if isinstance(error, ray.exceptions.RayError) or (isinstance(error, RuntimeError) and _LOST.search(str(error))):
+        return None
+    return WorkerError(traceback.format_exc())
 
 
 @dataclass
@@ -300,7 +324,10 @@ class _Writer:
         self._last = self._pool.submit(self._write, step, snapshot)
 
     def _write(self, step: int, snapshot: dict[str, Any]) -> None:
-        self._fit.validation.store.write(step, state_bytes(snapshot))
+        try:
+            self._fit.validation.store.write(step, state_bytes(snapshot))
+        except UserError as error:
+            raise UserError(f"{error}; then run the same command again to continue from the last checkpoint") from error
         ray.get(self._fit.mailbox.put.remote({"saved": step}))
 
     def check(self) -> None:
