@@ -90,7 +90,7 @@ def _final(error: Exception) -> Exception | None:
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
-            "the memory of the GPU is full; lower trainer.batch_size, raise trainer.accumulate or set gradient_checkpointing"
+            "the GPU is out of memory; lower trainer.batch_size, raise trainer.accumulate or set gradient_checkpointing"
         )
     if isinstance(error, ray.exceptions.RayError) or (isinstance(error, RuntimeError) and _LOST.search(str(error))):
         return None
