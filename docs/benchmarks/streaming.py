@@ -73,7 +73,7 @@ def plain(files: list[str]) -> tuple[int, float]:
 
 def streamed(folder: str, manifest: Manifest, epoch: int) -> tuple[int, float, float]:
     """An epoch of the plan in batches: rows, seconds from the second batch on, seconds to the first."""
-    reader = open_splits(folder, manifest, COLUMNS, "streamed")["train"].open()
+    reader = open_splits(read_index(folder, manifest, COLUMNS), COLUMNS, "streamed")["train"].open()
     index = reader.index
     plan = Plan(index.labels, index.groups, BATCH, index.row_bytes(COLUMNS), 0)
     order, sizes = plan.order(epoch), [min(BATCH, plan.draws - start) for start in range(0, plan.draws, BATCH)]

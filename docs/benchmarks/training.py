@@ -19,6 +19,7 @@ from torch import nn
 
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.index import read_index
 from voxfleet.data.shards import (
     MANIFEST,
     Manifest,
@@ -98,11 +99,11 @@ def on_ray(folder: str, mode: str, threads: int, epochs: int) -> list[dict[str, 
     from voxfleet.tracking.base import MemoryTracker
 
     tracker, resources = MemoryTracker(), ResourcesConfig(workers=1, cpus_per_worker=threads)
-    recipe = DiffusionRecipe(MODEL, DiffusionConfig(), (0.0,) * 4, (1.0,) * 4)
+    recipe, columns = DiffusionRecipe(MODEL, DiffusionConfig(), (0.0,) * 4, (1.0,) * 4), ("mu", "logvar")
     with session(resources), tempfile.TemporaryDirectory(dir=folder) as runs:
         fit(
             recipe,
-            open_splits(folder, read_manifest(folder, "latents"), ("mu", "logvar"), mode),
+            open_splits(read_index(folder, read_manifest(folder, "latents"), columns), columns, mode),
             folder=runs,
             name=mode,
             trainer=TrainerConfig(

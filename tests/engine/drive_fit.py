@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.index import read_index
 from voxfleet.data.shards import read_manifest
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.engine import cluster
@@ -72,7 +73,9 @@ def main(asked):
     # one CPU more than workers: for the streams, and for validation beside the training
     ray.init(address="local", num_cpus=asked["workers"] + 1, include_dashboard=False, log_to_driver=False)
     cluster.quiet_data()
-    data = open_splits(asked["data"], read_manifest(asked["data"], "latents"), ("mu", "logvar"), asked["mode"])
+    columns = ("mu", "logvar")
+    splits = read_index(asked["data"], read_manifest(asked["data"], "latents"), columns)
+    data = open_splits(splits, columns, asked["mode"])
     trained = fit(
         recipe,
         data,

@@ -9,6 +9,7 @@ import pytest
 from ray import cloudpickle
 
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.index import read_index
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.engine.ingest import open_splits
 from voxfleet.engine.training import fit
@@ -30,6 +31,7 @@ RECIPE = DiffusionRecipe(
     std=(1.0, 1.0),
 )
 ROWS, EPOCHS = 11, 7
+COLUMNS = ("mu", "logvar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ def train(tmp_path, latents):
         tracker = MemoryTracker()
         trained = fit(
             recipe,
-            open_splits(folder, manifest, ("mu", "logvar"), mode),
+            open_splits(read_index(folder, manifest, COLUMNS), COLUMNS, mode),
             folder=str(tmp_path),
             name=name or f"{mode}{workers}",
             trainer=TrainerConfig(epochs=EPOCHS, batch_size=5, log_every=1, validate_every=validate, **changes),

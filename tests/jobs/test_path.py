@@ -145,7 +145,7 @@ def test_mlflow_holds_one_finished_run_a_job(workspace):
     runs = {
         run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
     }
-    assert set(runs) == {"cohort", "prepare", "vae", "encode", "dit", "generate", "evaluate"}
+    assert set(runs) >= {"cohort", "prepare", "vae", "encode", "dit", "generate", "evaluate"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["dit"].data.params["model.depth"] == "2"
     assert "val_loss" in runs["dit"].data.metrics

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -154,3 +154,18 @@ def _damage(uri: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{uri} is missing or damaged ({reason}); delete its folder and make it again") from error
+
+
+def check_trainable(folder: str, manifest: Manifest, splits: Mapping[str, Index]) -> None:
+    """Make sure that there are samples of every class to train on, and some to validate on.
+
+    Raises:
+        UserError: says what is missing.
+    """
+    for name in ("train", "val"):
+        if name not in splits:
+            raise UserError(f"{folder} has no sample in split {name}; make it again with another split")
+    there = set(splits["train"].labels.tolist())
+    for label, name in enumerate(manifest.classes):
+        if label not in there:
+            raise UserError(f"{folder} has no sample of class {name} in split train; add some, or train without it")

@@ -9,6 +9,7 @@ import torch
 from voxfleet import storage
 from voxfleet.config.jobs import EvaluateConfig
 from voxfleet.data import nifti
+from voxfleet.data.index import read_index
 from voxfleet.data.shards import Manifest, read_manifest, read_shard
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import Progress, say
@@ -48,7 +49,7 @@ def run(config: EvaluateConfig) -> None:
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output) as tracker:
         progress = Progress("evaluate", len(rows), "volumes")
-        splits = open_splits(there.volumes, manifest, ("volume",), "kept")
+        splits = open_splits(read_index(there.volumes, manifest, ("volume",)), ("volume",), "kept")
         real = {name: split.open().read(np.arange(split.rows)) for name, split in splits.items()}
         synthetic = _read_synthetic(there.synthetic, rows, manifest)
         progress.advance(len(rows))

@@ -6,7 +6,7 @@ Both give the same batches: the plan alone decides them.
 import contextlib
 import functools
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from voxfleet.data.index import Arrays, Index, read_index
+from voxfleet.data.index import Arrays, Index
 from voxfleet.data.plan import UNIT_BYTES
-from voxfleet.data.shards import Manifest
 from voxfleet.engine.cluster import quiet_data
-from voxfleet.errors import UserError
 
 _KEPT_SHARE = 0.4  # of the smallest node's object store: what is kept has to fit beside everything else
 _STREAM_STORE_BYTES = 256 << 20  # of the object store, for one worker's stream
@@ -84,33 +82,17 @@ class Reader:
             yield from rebatch(blocks, sizes)
 
 
-def open_splits(folder: str, manifest: Manifest, columns: tuple[str, ...], mode: str) -> dict[str, Split]:
-    """The splits of a folder of shards that have rows.
+def open_splits(found: Mapping[str, Index], columns: tuple[str, ...], mode: str) -> dict[str, Split]:
+    """The splits of ``read_index``, ready for workers.
 
     ``mode`` is kept, streamed, or auto: kept where all of them fit into a part of the smallest node's object store.
 
     Raises:
-        UserError: if a shard is missing, damaged, or not what the manifest says.
+        UserError: if a shard that is kept cannot be read.
     """
-    found = read_index(folder, manifest, columns)
     size = sum(len(index) * index.row_bytes(columns) for index in found.values())
     keep = mode == "kept" or (mode == "auto" and size <= _KEPT_SHARE * _smallest_store())
     return {name: _open(index, columns, keep) for name, index in found.items()}
-
-
-def check_trainable(folder: str, manifest: Manifest, splits: dict[str, Split]) -> None:
-    """Make sure that there are samples of every class to train on, and some to validate on.
-
-    Raises:
-        UserError: says what is missing.
-    """
-    for name in ("train", "val"):
-        if name not in splits:
-            raise UserError(f"{folder} has no sample in split {name}; make it again with another split")
-    there = set(ray.get(splits["train"].index).labels.tolist())
-    for label, name in enumerate(manifest.classes):
-        if label not in there:
-            raise UserError(f"{folder} has no sample of class {name} in split train; add some, or train without it")
 
 
 def describe(splits: dict[str, Split]) -> str:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from voxfleet import __version__, storage
 from voxfleet.config.jobs import TrainConfig, TrainVaeConfig
+from voxfleet.data.index import check_trainable, read_index
 from voxfleet.data.shards import Manifest
 from voxfleet.engine.console import say
-from voxfleet.engine.ingest import check_trainable, describe, open_splits
+from voxfleet.engine.ingest import describe, open_splits
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import Output, as_document
 from voxfleet.engine.training import fit
@@ -53,9 +54,10 @@ def train_package(
     Those of the end go into the package, those of the lowest validation loss into the run's folder. ``document`` is
     what a package's configuration holds beside the architecture and the training's provenance; ``options`` are of fit.
     """
+    splits = read_index(storage.absolute(config.data), manifest, columns)
+    check_trainable(config.data, manifest, splits)
     with job_session(outputs.run, workers=True, name=config.name) as tracker:
-        data = open_splits(storage.absolute(config.data), manifest, columns, config.loading.mode)
-        check_trainable(config.data, manifest, data)
+        data = open_splits(splits, columns, config.loading.mode)
         say(f"{config.name}: {describe(data)}")
         tracker.log_dataset("train", config.data, manifest.digest, {"counts": manifest.counts, "shape": manifest.shape})
         tracker.log_document("manifest.json", dataclasses.asdict(manifest))
