@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from voxfleet.train.checkpoint import CheckpointStore
+
 pytestmark = pytest.mark.slow
 
 _DEADLINE_S = 240
@@ -64,16 +66,16 @@ def fragments(output: Path) -> int:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_an_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(workspace, tmp_path, number, code):
-    long = ["--trainer.epochs", "12", "--trainer.checkpoint_every", "1", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
+    long = ["--trainer.epochs", "60", "--trainer.checkpoint_every", "1", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
 
     def arguments(name):
         return [*long, "--output", str(tmp_path / name), "--package", str(tmp_path / name / "package")]
 
-    def checkpoints(number):
-        return lambda: len(list((tmp_path / "killed" / "dit").glob("checkpoint_*"))) >= number
+    def has_begun():
+        return max(CheckpointStore(str(tmp_path / "killed" / "dit")).steps(), default=0) >= 4
 
     log = tmp_path / "log"
-    assert interrupt_when(workspace, log, checkpoints(2), number, "train", *arguments("killed")) == code
+    assert interrupt_when(workspace, log, has_begun, number, "train", *arguments("killed")) == code
     assert not (tmp_path / "killed" / "package" / "config.json").exists()
     finish(workspace, log, "train", *arguments("killed"))
     finish(workspace, log, "train", *arguments("clean"))
