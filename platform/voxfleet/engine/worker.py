@@ -182,7 +182,7 @@ class Worker:
                 save = position == 0 and self._is_due(epoch)
                 # before a checkpoint too: what is logged must not depend on where a run was interrupted
                 if (save or self.state.step % self.trainer.log_every == 0) and not self._log():
-                    return
+                    break
                 if save:
                     self._save(epoch)
         self.writer.wait()
@@ -243,7 +243,8 @@ class Worker:
             return False
         self.writer.check()
         rate = learning_rate(self.fit.optim, self.state.step - 1, self.fit.total_steps)
-        logged = {"step": self.state.step, "loss": loss / samples, "grad_norm": norm.mean().item(), "lr": rate}
+        mean_norm = norm[norm.isfinite()].mean().item()
+        logged = {"step": self.state.step, "loss": loss / samples, "grad_norm": mean_norm, "lr": rate}
         self.state.history.append(logged)
         self._post({**logged, **self._speed(samples)})
         self.recent.clear()
