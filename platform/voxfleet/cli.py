@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voxfleet import __version__
-from voxfleet.errors import VoxfleetError
-
-INTERRUPTED = 130
+from voxfleet.errors import INTERRUPTED, VoxfleetError
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine.console import say
-from voxfleet.errors import UserError, VoxfleetError
+from voxfleet.errors import INTERRUPTED, UserError, VoxfleetError
 
 # read when ray is imported or started; a user's own setting wins
 _ENVIRONMENT = {
@@ -59,8 +60,23 @@ def session(config: ResourcesConfig) -> Iterator[None]:
     try:
         quiet_data()
         yield
-    finally:
+    except KeyboardInterrupt:
+        atexit.register(_leave)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+def _leave() -> None:
+    """End this process without shutting Ray down, which at times crashes while a thread of ours waits in it (a fit).
+
+    A private cluster ends with the process that started it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _join(address: str) -> None:
