@@ -6,57 +6,21 @@ python docs/benchmarks/streaming.py FOLDER [ROWS]   (FOLDER gets the made-up set
 import contextlib
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import ray
+from made_up import make_latents
 
-from voxfleet import storage
 from voxfleet.data.index import read_index
 from voxfleet.data.plan import Plan
-from voxfleet.data.shards import (
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    shard_name,
-    table_bytes,
-    tensor_table,
-    write_manifest,
-)
+from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.engine.cluster import quiet_data
 from voxfleet.engine.ingest import open_splits
 
-SHAPE, PER_SHARD, BATCH, STORE = (4, 28, 34, 28), 64, 32, 1 << 30
+SHAPE, BATCH, STORE = (4, 28, 34, 28), 32, 1 << 30
 COLUMNS = ("mu", "logvar")
-
-
-def make(folder: str, rows: int) -> None:
-    """Latents of random numbers, float16."""
-    rng = np.random.default_rng(0)
-    shards = []
-    for index, start in enumerate(range(0, rows, PER_SHARD)):
-        numbers = range(start, min(start + PER_SHARD, rows))
-        columns = {
-            "subject_id": [f"sub-{number:05d}" for number in numbers],
-            "label": [number % 2 for number in numbers],
-            "split": ["train"] * len(numbers),
-            "source": ["made up"] * len(numbers),
-        }
-        tensors = {
-            name: rng.standard_normal((len(numbers), *SHAPE), dtype=np.float32).astype(np.float16) for name in COLUMNS
-        }
-        sha256 = storage.write_bytes(
-            storage.join(folder, shard_name(index)), table_bytes(tensor_table(columns, tensors))
-        )
-        shards.append({"file": shard_name(index), "rows": len(numbers), "sha256": sha256})
-    counts = {"train": {"HC": rows - rows // 2, "TLE": rows // 2}}
-    statistics = {"mean": [0.0] * 4, "std": [1.0] * 4, "geometry": {}, "limits": {}}
-    write_manifest(
-        folder,
-        Manifest(kind="latents", shape=SHAPE, classes=("HC", "TLE"), counts=counts, shards=shards, **statistics),
-    )
 
 
 def plain(files: list[str]) -> tuple[int, float]:
@@ -90,8 +54,7 @@ def streamed(folder: str, manifest: Manifest, epoch: int) -> tuple[int, float, f
 
 def main(folder: str, rows: int) -> None:
     """Make the set where it is missing, and measure both in turn."""
-    if not Path(folder, MANIFEST).exists():
-        make(folder, rows)
+    make_latents(folder, ["train"] * rows, SHAPE, np.float16)
     ray.init(address="local", num_cpus=3, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
     quiet_data()
     manifest = read_manifest(folder, "latents")

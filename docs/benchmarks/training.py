@@ -11,24 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
+from made_up import make_latents
 from torch import nn
 
-from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.index import read_index
-from voxfleet.data.shards import (
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    shard_name,
-    table_bytes,
-    tensor_table,
-    write_manifest,
-)
+from voxfleet.data.shards import read_manifest
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.train.diffusion import DiffusionRecipe
@@ -38,28 +28,6 @@ from voxfleet.train.step import TrainerConfig
 ROWS, BATCH, SHAPE = 512, 16, (4, 8, 14, 8)
 MODEL = DiT3DConfig(input_size=SHAPE[1:], patch_size=(2, 2, 2), hidden_size=384, depth=4, num_heads=6)
 OPTIM = OptimConfig(lr=1e-4)
-
-
-def make(folder: str) -> None:
-    """Latents of random numbers."""
-    rng = np.random.default_rng(0)
-    split = ["train"] * ROWS + ["val"] * BATCH
-    shards = []
-    for index, start in enumerate(range(0, len(split), 64)):
-        numbers = range(start, min(start + 64, len(split)))
-        columns = {
-            "subject_id": [f"sub-{number:05d}" for number in numbers],
-            "label": [number % 2 for number in numbers],
-            "split": split[start : numbers.stop],
-            "source": ["made up"] * len(numbers),
-        }
-        mu = rng.standard_normal((len(numbers), *SHAPE), dtype=np.float32)
-        data = table_bytes(tensor_table(columns, {"mu": mu, "logvar": np.full_like(mu, -4.0)}))
-        sha256 = storage.write_bytes(storage.join(folder, shard_name(index)), data)
-        shards.append({"file": shard_name(index), "rows": len(numbers), "sha256": sha256})
-    statistics_ = {"mean": [0.0] * 4, "std": [1.0] * 4, "geometry": {}, "limits": {}}
-    manifest = Manifest(kind="latents", shape=SHAPE, classes=("HC", "TLE"), counts={}, shards=shards, **statistics_)
-    write_manifest(folder, manifest)
 
 
 def bare(threads: int, epochs: int) -> float:
@@ -125,8 +93,7 @@ def child(*arguments: object) -> str:
 
 def main(folder: str, threads: int, epochs: int) -> None:
     """Measure both ways of reading between bare loops."""
-    if not Path(folder, MANIFEST).exists():
-        make(folder)
+    make_latents(folder, ["train"] * ROWS + ["val"] * BATCH, SHAPE)
     alone = [float(child("bare", threads, epochs))]
     for mode in ("kept", "streamed"):
         points = json.loads(child("ray", folder, mode, threads, epochs))

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from voxfleet import __version__
-from voxfleet.errors import INTERRUPTED, VoxfleetError
+from voxfleet.errors import VoxfleetError
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

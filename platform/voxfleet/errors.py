@@ -3,8 +3,6 @@
 Each is made from one string, so that it survives pickling: Ray carries errors between processes.
 """
 
-INTERRUPTED = 130  # the exit code of a job that Ctrl-C ended
-
 
 class VoxfleetError(Exception):
     """Base of the errors that end a job with one line instead of a traceback."""

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine.console import say
-from voxfleet.errors import INTERRUPTED, UserError, VoxfleetError
+from voxfleet.errors import UserError, VoxfleetError
 
 # read when ray is imported or started; a user's own setting wins
 _ENVIRONMENT = {
@@ -60,23 +59,8 @@ def session(config: ResourcesConfig) -> Iterator[None]:
     try:
         quiet_data()
         yield
-    except KeyboardInterrupt:
-        atexit.register(_leave)
-        raise
-    except BaseException:
+    finally:
         ray.shutdown()
-        raise
-    ray.shutdown()
-
-
-def _leave() -> None:
-    """End this process without shutting Ray down, which at times crashes while a thread of ours waits in it (a fit).
-
-    A private cluster ends with the process that started it.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
 
 
 def _join(address: str) -> None:
@@ -134,6 +118,14 @@ def quiet_data() -> None:
     for name in ("ray.data", "ray.train", "ray.tune"):
         for handler in logging.getLogger(name).handlers:
             handler.setLevel(logging.CRITICAL)  # what fails is raised, and printed by us
+
+
+def kill_actors(class_name: str) -> None:
+    """Kill the actors of this class that this process made; of those that a library made it has no handles."""
+    job = ray.get_runtime_context().get_job_id()
+    for actor_id, actor in state.actor_table(None, actor_state_name="ALIVE").items():
+        if actor["ActorClassName"] == class_name and actor["JobID"] == job:
+            ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 
 def gpus_per_worker(config: ResourcesConfig) -> float:

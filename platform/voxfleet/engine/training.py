@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
-from voxfleet.engine.cluster import gpus_per_worker, ray_errors
+from voxfleet.engine.cluster import gpus_per_worker, kill_actors, ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.ingest import Split
 from voxfleet.engine.validation import Beside, Mosaic, Validation
@@ -35,7 +35,8 @@ from voxfleet.train.optim import OptimConfig
 from voxfleet.train.state import read_state
 from voxfleet.train.step import Recipe, TrainerConfig
 
-_POLL_S = 0.5
+_POLL_S, _END_S = 0.5, 10.0
+_CONTROLLER = "TrainController"  # Ray Train's actor, in which fit waits; the workers end with it
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,16 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
-    while not wait([outcome], timeout=_POLL_S).done:
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while not wait([outcome], timeout=_POLL_S).done:
+            watch.read()
         watch.read()
-    watch.read()
+    except BaseException:
+        kill_actors(_CONTROLLER)
+        thread.join(_END_S)  # Ray crashes at times if it is shut down while a thread waits in it
+        raise
     if failures := ray.get(watch.job.mailbox.failures.remote()):
         raise failures[0]
     try:
