@@ -6,18 +6,23 @@ import random
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from voxfleet.data.index import read_index
+
 SCRIPT = Path(__file__).parent / "drive_fit.py"
+LOSE_NODE = Path(__file__).parent / "lose_node.py"
 ROWS, EPOCHS, BATCH = 31, 4, 7
 
 
-def drive(asked):
+def drive(script, *arguments):
     """Run the script; returns its exit code. What a killed driver leaves running is ended here."""
-    process = subprocess.Popen([sys.executable, SCRIPT, json.dumps(asked)], start_new_session=True)
+    process = subprocess.Popen([sys.executable, script, *arguments], start_new_session=True)
     code = process.wait(timeout=400)
     left = [other for other in psutil.process_iter() if _session(other.pid) == process.pid]
     for other in left:
@@ -45,7 +50,7 @@ def outcome(tmp_path, latents):
         asked = {"data": data, "folder": folder, "name": name, "mode": mode, "workers": workers, "epochs": EPOCHS}
         asked |= {"kills": kills, "marks": str(marks), "balanced": balanced, "result": str(result)}
         drivers = sum(kill["who"] == "driver" for kill in kills)
-        codes = [drive(asked) for _ in range(drivers + 1)]
+        codes = [drive(SCRIPT, json.dumps(asked)) for _ in range(drivers + 1)]
         assert codes == [-signal.SIGKILL] * drivers + [0]
         assert len(list(marks.glob("killed-*"))) == len(kills)
         return json.loads(result.read_text())
@@ -71,6 +76,22 @@ def test_killed_equals_uninterrupted(outcome, tmp_path, workers, mode, balanced)
 @pytest.mark.slow
 def test_killed_equals_uninterrupted_on_s3(outcome, s3):
     check(outcome, f"{s3}/faults", 2, "streamed", False, seed=3)
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path):
+    """Draws after the last checkpoint are done again: then they are the same."""
+    data, manifest = latents(rows=ROWS)
+    assert drive(LOSE_NODE, str(tmp_path), "kept") == 0
+    lines = [line for path in (tmp_path / "seen").iterdir() for line in path.read_text().splitlines()]
+    got = defaultdict(set)
+    for epoch, place, value in map(json.loads, lines):
+        got[epoch, place].add(value)
+    numbers = read_index(data, manifest, ("mu",))["train"].read(np.arange(ROWS), ("mu",))["mu"][:, 0, 0, 0, 0]
+    for epoch in range(12):
+        drawn = [got[epoch, place] - {0.0} for place in range(ROWS)]  # a worker without a draw computes with zeros
+        assert sorted(value for values in drawn for value in values) == sorted(numbers.tolist())
+    assert len(list((tmp_path / "seen").iterdir())) > 3  # the processes of the first group, and of those after it
 
 
 @pytest.mark.matrix

@@ -1,0 +1,87 @@
+"""An elastic fit on three nodes, one of which is lost on the way: a script, run with a folder and latents in it."""
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from voxfleet.engine import cluster  # sets what Ray reads when it is imported
+
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # how long Ray Train waits for the node to come back
+
+import ray
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+
+from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.index import read_index
+from voxfleet.data.shards import read_manifest
+from voxfleet.diffusion.process import DiffusionConfig
+from voxfleet.engine.ingest import open_splits
+from voxfleet.engine.training import fit
+from voxfleet.models import DiT3DConfig
+from voxfleet.tracking.base import MemoryTracker
+from voxfleet.train.diffusion import DiffusionRecipe
+from voxfleet.train.optim import OptimConfig
+from voxfleet.train.step import TrainerConfig
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+COLUMNS = ("mu", "logvar")
+
+
+@dataclasses.dataclass(frozen=True)
+class Witness(DiffusionRecipe):
+    """Writes down each draw, and the first number of the latents that it got."""
+
+    seen: str = ""
+
+    def loss(self, model, batch, draws):
+        time.sleep(0.05)  # so that there is something left to do when the node is lost
+        drawn = zip(draws.index.tolist(), batch["mu"][:, 0, 0, 0, 0].tolist(), strict=True)
+        with Path(self.seen, str(os.getpid())).open("a") as file:
+            file.writelines(json.dumps([draws.epoch, *draw]) + "\n" for draw in drawn)
+        return super().loss(model, batch, draws)
+
+
+class Loser(MemoryTracker):
+    """Removes a node when the training has got to step 12."""
+
+    lose = None
+
+    def log_metrics(self, points):
+        super().log_metrics(points)
+        if self.lose and any(point.get("step", 0) >= 12 for point in points):
+            threading.Thread(target=self.lose).start()
+            self.lose = None
+
+
+def main(folder, mode):
+    cluster._private_token()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
+    ray.init(address=nodes.address, log_to_driver=False)
+    cluster.quiet_data()
+    tracker = Loser()
+    tracker.lose = lambda: nodes.remove_node(lost)
+    data, seen = f"{folder}/latents", Path(folder, "seen")
+    seen.mkdir()
+    model = DiT3DConfig(in_channels=2, input_size=(4, 4, 4), patch_size=(2, 2, 2), hidden_size=24, depth=1, num_heads=2)
+    fit(
+        Witness(model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen)),
+        open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, mode),
+        folder=folder,
+        name="run",
+        trainer=TrainerConfig(epochs=12, batch_size=7, log_every=1, checkpoint_every=1, validate_every=4),
+        optim=OptimConfig(),
+        resources=ResourcesConfig(workers=3, min_workers=1),
+        tracker=tracker,
+    )
+    ray.shutdown()
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
