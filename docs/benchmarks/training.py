@@ -25,8 +25,8 @@ from voxfleet.train.diffusion import DiffusionRecipe
 from voxfleet.train.optim import OptimConfig
 from voxfleet.train.step import TrainerConfig
 
-ROWS, BATCH, SHAPE = 512, 16, (4, 8, 14, 8)
-MODEL = DiT3DConfig(input_size=SHAPE[1:], patch_size=(2, 2, 2), hidden_size=384, depth=4, num_heads=6)
+ROWS, BATCH, SHAPE = 256, 8, (4, 8, 14, 8)
+MODEL = DiT3DConfig(input_size=SHAPE[1:], patch_size=(2, 2, 2), hidden_size=256, depth=4, num_heads=4)
 OPTIM = OptimConfig(lr=1e-4)
 
 

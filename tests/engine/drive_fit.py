@@ -40,7 +40,7 @@ class Deadly(DiffusionRecipe):
         for number, kill in enumerate(self.kills):
             mark = Path(self.marks) / f"killed-{number}"
             if draws.epoch == kill["epoch"] and kill["place"] in draws.index.tolist() and not mark.exists():
-                losses = super().loss(model, batch, draws)
+                losses = super().loss(model, batch, draws)["loss"]
                 losses.sum().backward(retain_graph=True)
                 mark.touch()
                 os.kill(self.driver if kill["who"] == "driver" else os.getpid(), signal.SIGKILL)

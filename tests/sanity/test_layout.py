@@ -20,7 +20,7 @@ CONFIGS = sorted((SOURCE.parents[1] / "configs").glob("*/*.yaml"))
 # a package may import those of lower levels; of its own level only itself, and train may use packages
 LEVELS = {
     **dict.fromkeys(["errors", "storage"], 0),
-    **dict.fromkeys(["models", "diffusion", "metrics"], 1),
+    **dict.fromkeys(["models", "diffusion", "metrics", "foreign"], 1),
     **dict.fromkeys(["data", "packages", "train", "tracking", "report"], 2),
     "config": 3,
     "engine": 4,

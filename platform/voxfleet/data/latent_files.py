@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from voxfleet import storage
-from voxfleet.data.foreign import read_foreign
 from voxfleet.data.shards import SPLITS, count_rows
 from voxfleet.data.sources import Scan, SplitConfig, read_table, resolve, split_subjects
 from voxfleet.errors import UserError
+from voxfleet.foreign import read_foreign
 from voxfleet.models.vae import LOGVAR
 
 _NAMES = ("mu", "logvar", "sigma")

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from voxfleet import __version__, storage
 from voxfleet.config.jobs import ImportVaeConfig
-from voxfleet.data.foreign import parse_foreign
 from voxfleet.data.shards import Manifest, read_manifest, read_shard, tensors
 from voxfleet.engine.console import say
 from voxfleet.engine.job import recorded
 from voxfleet.engine.output import Output
 from voxfleet.errors import UserError
+from voxfleet.foreign import parse_foreign
 from voxfleet.metrics.image import psnr
 from voxfleet.models.vae import AutoencoderConfig, build_autoencoder, decode, encode
 from voxfleet.models.vae_weights import check_weights, unwrap

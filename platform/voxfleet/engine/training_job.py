@@ -1,7 +1,7 @@
 """What train and train-vae share: from shards, through a fit, to a package."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,11 @@ class TrainingOutputs:
     package: Output
 
 
-def training_outputs(job: str, config: TrainConfig | TrainVaeConfig, manifest: Manifest) -> TrainingOutputs:
-    """The outputs of a training on the shards of ``manifest``."""
-    inputs = {"data": manifest.digest}
+def training_outputs(
+    job: str, config: TrainConfig | TrainVaeConfig, manifest: Manifest, digests: Mapping[str, str] | None = None
+) -> TrainingOutputs:
+    """The outputs of a training on the shards of ``manifest`` and on files with ``digests``."""
+    inputs = {"data": manifest.digest, **(digests or {})}
     run = Output(job, storage.join(config.output, config.name), config, inputs)
     return TrainingOutputs(run, Output(job, config.package_folder, config, inputs, run=run.folder))
 

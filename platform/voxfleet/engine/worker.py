@@ -103,7 +103,7 @@ class _Done:
 
     step: int
     rows: np.ndarray
-    losses: Tensor
+    losses: dict[str, Tensor]
     norm: Tensor
 
 
@@ -135,7 +135,8 @@ class Worker:
             balanced=fit.balanced,
         )
         torch.manual_seed(self.trainer.seed)
-        self.state = TrainState.create(self.recipe.build().to(self.device), fit.optim, self.precision)
+        model = self.recipe.build().to(self.device)
+        self.state = TrainState.create(model, fit.optim, self.precision, self.recipe.parameter_groups(model))
         self.averaged = self.recipe.build().to(self.device).eval().requires_grad_(False)
         self.network: nn.Module = MODES["compiled" if self.trainer.compile else "eager"](self.state.model)
         if self.world > 1:
@@ -164,7 +165,7 @@ class Worker:
         """
         batch, draws = to_batch(self.reader.blank(), self.device), self._draws(0, range(1))
         for _ in range(2):
-            (self.recipe.loss(self.network, batch, draws).sum() * 0.0).backward()
+            (self.recipe.loss(self.network, batch, draws)["loss"].sum() * 0.0).backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def run(self) -> None:
@@ -230,21 +231,25 @@ class Worker:
             precision=self.precision,
             accumulate=self.trainer.accumulate,
         )
-        self.recent.append(_Done(self.state.step, rows, losses[: len(positions)], norm))
+        real = {name: values[: len(positions)] for name, values in losses.items()}
+        self.recent.append(_Done(self.state.step, rows, real, norm))
 
     def _log(self) -> bool:
         """Log the mean loss since the last log; False if it is not finite, which ends the run."""
-        losses = torch.cat([done.losses for done in self.recent]).double()
+        names = list(self.recent[0].losses)
+        losses = torch.stack([torch.cat([done.losses[name] for done in self.recent]) for name in names]).double()
         norm = torch.stack([done.norm for done in self.recent]).double()
-        loss, samples = self._reduced(torch.stack([losses.sum(), torch.tensor(len(losses)).to(losses)])).tolist()
+        counted = torch.cat([losses.sum(dim=1), torch.tensor([losses.shape[1]]).to(losses)])
+        *totals, samples = self._reduced(counted).tolist()
+        means = {name: total / samples for name, total in zip(names, totals, strict=True)}
         # scaled steps of float16 may overflow: they are skipped, and the scale is lowered
-        if not np.isfinite(loss) or not (self.precision == "float16" or norm.isfinite().all()):
+        if not np.isfinite(means["loss"]) or not (self.precision == "float16" or norm.isfinite().all()):
             self._name_culprits()
             return False
         self.writer.check()
         rate = learning_rate(self.fit.optim, self.state.step - 1, self.fit.total_steps)
         mean_norm = norm[norm.isfinite()].mean().item()
-        logged = {"step": self.state.step, "loss": loss / samples, "grad_norm": mean_norm, "lr": rate}
+        logged = {"step": self.state.step, **means, "grad_norm": mean_norm, "lr": rate}
         self.state.history.append(logged)
         self._post({**logged, **self._speed(samples)})
         self.recent.clear()
@@ -265,13 +270,13 @@ class Worker:
 
     def _name_culprits(self) -> None:
         """Leave the samples of the first step whose loss or gradient is not finite in the mailbox."""
-        bad = [done for done in self.recent if not (done.losses.isfinite().all() and done.norm.isfinite())]
+        bad = [done for done in self.recent if not (done.losses["loss"].isfinite().all() and done.norm.isfinite())]
         first = torch.tensor([bad[0].step if bad else self.fit.total_steps + 1], device=self.device)
         if self.world > 1:
             torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
         if not bad or bad[0].step != int(first):
             return
-        rows = bad[0].rows[~bad[0].losses.isfinite().cpu().numpy()]
+        rows = bad[0].rows[~bad[0].losses["loss"].isfinite().cpu().numpy()]
         names = [str(name) for name in self.reader.index.subjects[rows if len(rows) else bad[0].rows][:_NAMED]]
         broken = {
             str(self.reader.index.subjects[row])

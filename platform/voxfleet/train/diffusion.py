@@ -10,6 +10,7 @@ from voxfleet.diffusion.losses import denoising_loss
 from voxfleet.diffusion.noise import Draws
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.train.optim import ParameterGroups
 from voxfleet.train.step import Batch
 
 # streams of the keyed draws: each use of randomness has its own
@@ -63,13 +64,16 @@ class DiffusionRecipe:
         x = batch["mu"].float() + torch.exp(0.5 * batch["logvar"].float()) * eps
         return (x - _channels(self.mean, x.device)) / _channels(self.std, x.device)
 
-    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Loss of the target, (B,), with labels dropped for guidance, of the latents as they are augmented."""
+    def parameter_groups(self, model: nn.Module) -> ParameterGroups:
+        """All in one."""
+        return [(list(model.parameters()), 1.0)]
+
+    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """``loss`` of the target, (B,), with labels dropped for guidance, of the latents as they are augmented."""
         dropped = draws.uniform(LABEL) < self.model.class_dropout_prob
         labels = torch.where(dropped, self.model.num_classes, batch["label"])
-        return self._loss(
-            model, self._augmented(self.latents(batch, draws), draws), labels, draws.uniform(TIMESTEP), draws
-        )
+        x0 = self._augmented(self.latents(batch, draws), draws)
+        return {"loss": self._loss(model, x0, labels, draws.uniform(TIMESTEP), draws)}
 
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The same loss, with every label kept: in each part of time, and their mean as ``loss``, each (B,).

@@ -1,11 +1,14 @@
 """The optimizer and the learning rate, as a pure function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+# parameters whose gradient is clipped together, and their learning rate over the configured one
+ParameterGroups = Sequence[tuple[list[nn.Parameter], float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,12 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """Fused AdamW over ``parameters``."""
-    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+def build_optimizer(config: OptimConfig, groups: ParameterGroups) -> torch.optim.AdamW:
+    """Fused AdamW over ``groups``."""
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr_ratio": ratio} for parameters, ratio in groups],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )

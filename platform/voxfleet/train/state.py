@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from voxfleet.models.execution import resolve_precision
-from voxfleet.train.optim import OptimConfig, build_optimizer
+from voxfleet.train.optim import OptimConfig, ParameterGroups, build_optimizer
 
 
 @dataclass
@@ -30,12 +30,19 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def create(cls, model: nn.Module, optim: OptimConfig, precision: str = "auto") -> "TrainState":
-        """A fresh state around ``model``, which stands on its device."""
+    def create(
+        cls, model: nn.Module, optim: OptimConfig, precision: str = "auto", groups: ParameterGroups | None = None
+    ) -> "TrainState":
+        """A fresh state around ``model``, which stands on its device; its parameters are one group by default."""
         ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
         device = next(model.parameters()).device
         scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(precision, device) == "float16")
-        return cls(model=model, optimizer=build_optimizer(optim, model.parameters()), ema=ema, scaler=scaler)
+        return cls(
+            model=model,
+            optimizer=build_optimizer(optim, groups or [(list(model.parameters()), 1.0)]),
+            ema=ema,
+            scaler=scaler,
+        )
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:

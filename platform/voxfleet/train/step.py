@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from voxfleet.diffusion.noise import Draws
 from voxfleet.models.execution import autocast, check_precision
-from voxfleet.train.optim import OptimConfig, learning_rate
+from voxfleet.train.optim import OptimConfig, ParameterGroups, learning_rate
 from voxfleet.train.state import TrainState
 
 Batch = dict[str, Tensor]
@@ -70,8 +70,12 @@ class Recipe(Protocol):
         """The model with its initial weights (the global seed is set before)."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """The loss of each sample, (B,)."""
+    def parameter_groups(self, model: nn.Module) -> ParameterGroups:
+        """The parameters of ``model``, in groups that are clipped apart."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """``loss`` of each sample, which is minimised, and its terms, which are logged, each (B,)."""
         ...
 
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
@@ -94,8 +98,8 @@ def train_step(
     optim: OptimConfig,
     precision: str,
     accumulate: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """One step of ``state``; returns each sample's loss (B,) and the norm of the gradient before clipping, detached.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One step of ``state``; returns each sample's losses (B,) and the norm of the gradient before clipping, detached.
 
     ``network`` is the model, or its DDP wrapper. The gradient is that of ``scale`` * sum of the samples' losses: with
     DDP, which averages over W workers, scale = W / (samples of the global batch) gives the exact mean over the global
@@ -104,23 +108,25 @@ def train_step(
     """
     rate = learning_rate(optim, state.step, total_steps)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_ratio"]
     parts = [_part(batch, draws, rows) for rows in _split(draws, accumulate)]
     losses = []
     for number, (part, part_draws) in enumerate(parts, start=1):
         with _synchronized(network, number == len(parts)):
             with autocast(next(state.model.parameters()).device, precision):
-                loss = recipe.loss(network, part, part_draws).float()
-            state.scaler.scale(loss.sum() * scale).backward()
-        losses.append(loss.detach())
+                found = recipe.loss(network, part, part_draws)
+            state.scaler.scale(found["loss"].float().sum() * scale).backward()
+        losses.append({name: values.detach().float() for name, values in found.items()})
     state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm or float("inf"))
+    largest = optim.clip_norm or float("inf")
+    norms = [nn.utils.clip_grad_norm_(group["params"], largest) for group in state.optimizer.param_groups]
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.update_ema(optim.ema_decay)
-    return torch.cat(losses), norm
+    joined = {name: torch.cat([part[name] for part in losses]) for name in losses[0]}
+    return joined, torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _split(draws: Draws, parts: int) -> list[slice]:

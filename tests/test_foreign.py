@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from voxfleet.data.foreign import read_foreign
 from voxfleet.errors import UserError
+from voxfleet.foreign import read_foreign
 
 ARRAY = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
 
