@@ -1,8 +1,9 @@
 """Training on Ray Train and Ray Data beside a bare PyTorch loop on tensors in memory: same model, batch and steps.
 
-python docs/benchmarks/training.py FOLDER [THREADS [EPOCHS]]   (FOLDER gets made-up latents and the runs)
+python docs/benchmarks/training.py FOLDER [CORES [ROUNDS]]   (FOLDER gets made-up latents and the runs)
 
-The bare loop runs before and after, in a process of its own; ratios are of medians of steady steps.
+The bare loop has CORES threads; Ray has one worker with as many, or as many workers with one. All take turns, each in a
+process of its own; a ratio is the median over the rounds. Last come 20 epochs on Ray, for the memory of a worker.
 """
 
 import json
@@ -26,6 +27,7 @@ from voxfleet.train.optim import OptimConfig
 from voxfleet.train.step import TrainerConfig
 
 ROWS, BATCH, SHAPE = 256, 8, (4, 8, 14, 8)
+SHORT, LONG = 4, 20  # epochs
 MODEL = DiT3DConfig(input_size=SHAPE[1:], patch_size=(2, 2, 2), hidden_size=256, depth=4, num_heads=4)
 OPTIM = OptimConfig(lr=1e-4)
 
@@ -58,7 +60,7 @@ def bare(threads: int, epochs: int) -> float:
     return statistics.median(seconds[len(seconds) // 4 :])
 
 
-def on_ray(folder: str, mode: str, threads: int, epochs: int) -> list[dict[str, float]]:
+def on_ray(folder: str, mode: str, workers: int, threads: int, epochs: int) -> list[dict[str, float]]:
     """Every point that a fit logs."""
     from voxfleet.engine.cluster import session
     from voxfleet.engine.ingest import open_splits
@@ -66,7 +68,7 @@ def on_ray(folder: str, mode: str, threads: int, epochs: int) -> list[dict[str, 
     from voxfleet.models.summary import summarize
     from voxfleet.tracking.base import MemoryTracker
 
-    tracker, resources = MemoryTracker(), ResourcesConfig(workers=1, cpus_per_worker=threads)
+    tracker, resources = MemoryTracker(), ResourcesConfig(workers=workers, cpus_per_worker=threads)
     recipe, columns = DiffusionRecipe(MODEL, DiffusionConfig(), (0.0,) * 4, (1.0,) * 4), ("mu", "logvar")
     with session(resources), tempfile.TemporaryDirectory(dir=folder) as runs:
         fit(
@@ -91,24 +93,37 @@ def child(*arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def main(folder: str, threads: int, epochs: int) -> None:
-    """Measure both ways of reading between bare loops."""
+def steady(points: list[dict[str, float]], name: str) -> list[float]:
+    """The values of ``name`` without those of the first quarter."""
+    values = [point[name] for point in points if name in point]
+    return values[len(values) // 4 :]
+
+
+def main(folder: str, cores: int, rounds: int) -> None:
+    """Measure both ways of reading, in every layout of the cores, beside the bare loop."""
     make_latents(folder, ["train"] * ROWS + ["val"] * BATCH, SHAPE)
-    alone = [float(child("bare", threads, epochs))]
-    for mode in ("kept", "streamed"):
-        points = json.loads(child("ray", folder, mode, threads, epochs))
-        alone.append(float(child("bare", threads, epochs)))
-        steady = [point for point in points if "samples_per_s" in point]
-        steady = steady[len(steady) // 4 :]
-        seconds = BATCH / statistics.median(point["samples_per_s"] for point in steady)
+    layouts = [(mode, *layout) for layout in sorted({(1, cores), (cores, 1)}) for mode in ("kept", "streamed")]
+    ratios: dict[tuple[str, int, int], list[float]] = {layout: [] for layout in layouts}
+    seconds = dict.fromkeys(layouts, 0.0)
+    for _ in range(rounds):
+        alone = float(child("bare", cores, SHORT))
+        for layout in layouts:
+            points = json.loads(child("ray", folder, *layout, SHORT))
+            seconds[layout] = BATCH / statistics.median(steady(points, "samples_per_s"))
+            ratios[layout].append(alone / seconds[layout])
+        print(f"bare {1e3 * alone:.0f} ms a step; Ray", {key: round(1e3 * value) for key, value in seconds.items()})
+    for layout, found in ratios.items():
+        mode, workers, threads = layout
+        shown = ", ".join(f"{ratio:.3f}" for ratio in sorted(found))
+        print(f"{mode}, {workers} workers of {threads} threads: ratio {statistics.median(found):.3f} ({shown})")
+    for layout in layouts[:2]:
+        points = json.loads(child("ray", folder, *layout, LONG))
+        memory, waits = steady(points, "memory_gb"), steady(points, "data_wait_share")
         first = next(point["first_step_s"] for point in points if "first_step_s" in point)
-        memory = [point["memory_gb"] for point in steady]
-        wait = 100 * statistics.mean(point["data_wait_share"] for point in steady)
         print(
-            f"{mode}, {threads} threads: bare {1e3 * alone[-2]:.1f} and {1e3 * alone[-1]:.1f} ms a step, Ray "
-            f"{1e3 * seconds:.1f} ms, ratio {statistics.mean(alone[-2:]) / seconds:.3f}; data wait {wait:.2f} %, first "
-            f"step after {first:.1f} s, memory {memory[0]:.3f} to {memory[-1]:.3f} GB over {epochs} epochs, share of "
-            f"the matrix rate {statistics.median(point['matrix_share'] for point in steady):.2f}"
+            f"{layout[0]}: data wait {100 * statistics.mean(waits):.2f} %, first step after "
+            f"{first:.1f} s, memory {memory[0]:.3f} to {memory[-1]:.3f} GB over {LONG} epochs, share of the matrix "
+            f"rate {statistics.median(steady(points, 'matrix_share')):.2f}"
         )
 
 
@@ -117,6 +132,6 @@ if __name__ == "__main__":
     if what == "bare":
         print(bare(*map(int, rest)))
     elif what == "ray":
-        print(json.dumps(on_ray(rest[0], rest[1], int(rest[2]), int(rest[3]))))
+        print(json.dumps(on_ray(rest[0], rest[1], *map(int, rest[2:]))))
     else:
-        main(what, *(map(int, rest) if len(rest) == 2 else [int(rest[0]) if rest else 1, 20]))
+        main(what, *(map(int, rest) if len(rest) == 2 else [int(rest[0]) if rest else 1, 5]))

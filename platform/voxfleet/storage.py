@@ -5,6 +5,7 @@ stores as a single put, or an upload in parts that counts when it is complete. A
 or not at all. What fails for a moment on a remote file system is tried again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,7 +15,7 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 from typing import Any, TypeVar
 
 from pyarrow import fs
@@ -161,6 +162,19 @@ def names(uri: str) -> list[str]:
 
     every = [info.base_name for info in _done("list", uri, found)]
     return sorted(name for name in every if not name.endswith(TEMPORARY_SUFFIX))
+
+
+def remove_unfinished(uri: str, older_s: float) -> None:
+    """Remove the files that writers which were killed left half-written in the local folder ``uri``.
+
+    Those that were touched in the last ``older_s`` seconds may have a writer.
+    """
+    if not is_local(uri):
+        return
+    for path in Path(absolute(uri)).glob(f".*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):  # another run does the same
+            if path.stat().st_mtime < time() - older_s:
+                path.unlink()
 
 
 def size(uri: str) -> int:

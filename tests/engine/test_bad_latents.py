@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -106,6 +108,21 @@ def test_a_shard_of_another_shape(refused, tmp_path, latents):
 
     line = refused(swap)
     assert "part-00001.parquet: mu has shape (2, 4, 4, 8), the manifest says (2, 4, 4, 4)" in line
+
+
+def test_a_latent_that_is_not_a_number_is_named_by_its_subject(refused):
+    def spoil(table):
+        column = table["mu"].combine_chunks()
+        values = column.to_numpy_ndarray().copy()
+        values[2, 0, 1, 1, 1] = np.nan
+        spoilt.extend(row for row in table["subject_id"].to_pylist()[2:3])
+        return table.set_column(
+            table.schema.get_field_index("mu"), "mu", pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+        )
+
+    spoilt = []
+    line = refused(rewrite(spoil))
+    assert f"the shards hold numbers that are not finite for {spoilt[0]}; make the shards again" in line
 
 
 def test_splits_and_classes_without_samples(refused):

@@ -20,7 +20,7 @@ from voxfleet.errors import UserError, VoxfleetError
 # read when ray is imported or started; a user's own setting wins
 _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() waits for this poll
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a worker's end is seen by this poll
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour; says a FutureWarning otherwise
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told what runs here
@@ -68,6 +68,7 @@ def _join(address: str) -> None:
     if address != "local":
         ray.init(address=address, **quiet)
         return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that waits for notices of a cloud
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     _private_token()
     # Ray's own switch for loopback, which it throws on other systems; without it every server listens on all interfaces
@@ -120,12 +121,17 @@ def quiet_data() -> None:
             handler.setLevel(logging.CRITICAL)  # what fails is raised, and printed by us
 
 
-def kill_actors(class_name: str) -> None:
-    """Kill the actors of this class that this process made; of those that a library made it has no handles."""
+def actors(class_name: str, *states: str) -> list[str]:
+    """Ids of the actors of this class that this process, or a library for it, made and that are in these states."""
     job = ray.get_runtime_context().get_job_id()
-    for actor_id, actor in state.actor_table(None, actor_state_name="ALIVE").items():
-        if actor["ActorClassName"] == class_name and actor["JobID"] == job:
-            ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+    found = [entry for name in states for entry in state.actor_table(None, actor_state_name=name).items()]
+    return [key for key, actor in found if actor["ActorClassName"] == class_name and actor["JobID"] == job]
+
+
+def kill_actors(class_name: str) -> None:
+    """Kill the actors of this class; of those that a library made there are no handles."""
+    for actor_id in actors(class_name, "ALIVE"):
+        ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 
 def gpus_per_worker(config: ResourcesConfig) -> float:
@@ -141,11 +147,7 @@ def check_fits(config: ResourcesConfig) -> None:
     Raises:
         UserError: at once if its nodes can never hold them, after ``wait_s`` if there is still no room.
     """
-    asked = _Asked(
-        config.min_workers or config.workers,
-        {"CPU": config.cpus_per_worker, "GPU": gpus_per_worker(config)},
-        "resources.workers" if config.min_workers is None else "resources.min_workers",
-    )
+    asked = _asked(config)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     there = [node["Resources"] for node in nodes]
     if not asked.fits(there) and not any(_AUTOSCALED in node["Labels"] for node in nodes):
@@ -154,6 +156,20 @@ def check_fits(config: ResourcesConfig) -> None:
             f"lower {asked.too_much(there)}"
         )
     _wait_for_room(asked, config.wait_s)
+
+
+def _asked(config: ResourcesConfig) -> "_Asked":
+    return _Asked(
+        config.min_workers or config.workers,
+        {"CPU": config.cpus_per_worker, "GPU": gpus_per_worker(config)},
+        "resources.workers" if config.min_workers is None else "resources.min_workers",
+    )
+
+
+def lacking(config: ResourcesConfig) -> str:
+    """What there is room for now, in words, where the workers need more."""
+    asked, free = _asked(config), list(state.available_resources_per_node().values())
+    return f"no room for {asked}: {asked.fitting(free)} fit (free: {_described(free)})"
 
 
 def _wait_for_room(asked: "_Asked", wait_s: int) -> None:

@@ -6,6 +6,7 @@ Both give the same batches: the plan alone decides them.
 import contextlib
 import functools
 import itertools
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,12 @@ import ray.data
 
 from voxfleet.data.index import Arrays, Index
 from voxfleet.data.plan import UNIT_BYTES
-from voxfleet.engine.cluster import quiet_data
+from voxfleet.engine.cluster import quiet_data, ray_errors
 
 _KEPT_SHARE = 0.4  # of the smallest node's object store: what is kept has to fit beside everything else
+_KEPT_TASKS = 8  # that read at once
 _STREAM_STORE_BYTES = 256 << 20  # of the object store, for one worker's stream
-_STREAM_CPUS = 1  # of one worker's stream
+_STREAM_TASKS = 1  # of one worker's stream at a time
 
 
 @dataclass(frozen=True)
@@ -114,24 +116,31 @@ def _open(index: Index, columns: tuple[str, ...], keep: bool) -> Split:
 
 def _read_once(ref: ray.ObjectRef, index: Index, columns: tuple[str, ...]) -> dict[str, ray.ObjectRef]:
     size = max(1, UNIT_BYTES // index.row_bytes(columns))
-    units = [min(size, len(index) - start) for start in range(0, len(index), size)]
     arrays = {name: np.empty((len(index), *index.columns[name][0]), index.columns[name][1]) for name in columns}
-    start = 0
-    with contextlib.closing(stream(ref, columns, np.arange(len(index)), units, bounded=False)) as blocks:
-        for block in blocks:
-            stop = start + len(block["label"])
+    waiting: deque[tuple[slice, ray.ObjectRef]] = deque()
+    starts = range(0, len(index), size)
+    for number, start in enumerate(starts, start=1):
+        rows = slice(start, min(start + size, len(index)))
+        waiting.append((rows, _read.remote(ref, np.arange(rows.start, rows.stop), columns)))
+        while len(waiting) > (_KEPT_TASKS if number < len(starts) else 0):
+            done, block = waiting.popleft()
+            with ray_errors():
+                found = ray.get(block)
             for name in columns:
-                arrays[name][start:stop] = block[name]
-            start = stop
+                arrays[name][done] = found[name]
     return {name: ray.put(values) for name, values in arrays.items()}
 
 
-def stream(
-    index: ray.ObjectRef, columns: tuple[str, ...], rows: np.ndarray, units: Sequence[int], *, bounded: bool = True
-) -> Generator[Arrays]:
+@ray.remote
+def _read(index: Index, rows: np.ndarray, columns: tuple[str, ...]) -> Arrays:
+    return index.read(rows, columns)
+
+
+def stream(index: ray.ObjectRef, columns: tuple[str, ...], rows: np.ndarray, units: Sequence[int]) -> Generator[Arrays]:
     """``rows`` in blocks of ``units`` rows, read by Ray Data, one task a block, in order.
 
-    A ``bounded`` stream takes one CPU and a part of the object store, so that several run side by side.
+    It runs one task at a time, in a part of the object store, so that several streams run side by side. The tasks
+    reserve no CPU: workers that hold all of them would wait for ever.
     """
     if not units:
         return
@@ -139,14 +148,15 @@ def stream(
     pieces = np.split(rows, np.cumsum(units)[:-1])
     dataset = ray.data.from_arrow([pa.table({"rows": [piece]}) for piece in pieces])
     dataset = dataset.map_batches(
-        functools.partial(_read_unit, index=index, columns=columns), batch_size=None, batch_format="numpy"
+        functools.partial(_read_unit, index=index, columns=columns),
+        batch_size=None,
+        batch_format="numpy",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(_STREAM_TASKS),
     )
     options = dataset.context.execution_options
     options.preserve_order = True
-    if bounded:
-        options.resource_limits = ray.data.ExecutionResources.for_limits(
-            cpu=_STREAM_CPUS, object_store_memory=_STREAM_STORE_BYTES
-        )
+    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=_STREAM_STORE_BYTES)
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
 
 

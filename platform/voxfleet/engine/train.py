@@ -10,7 +10,7 @@ from voxfleet.engine.training_job import train_package, training_outputs
 from voxfleet.errors import UserError
 from voxfleet.models import DiT3D
 from voxfleet.models.summary import summarize
-from voxfleet.packages import CONFIG, read_package_config
+from voxfleet.packages import read_package_config
 from voxfleet.train.diffusion import DiffusionRecipe
 
 _PASSES = 3  # of the network in a training step: the backward pass counts as two
@@ -20,7 +20,7 @@ def run(config: TrainConfig) -> None:
     """Train the network and package its averaged weights."""
     manifest = read_manifest(config.data, "latents")
     outputs = training_outputs("train", config, manifest)
-    if outputs.package.is_done(CONFIG):
+    if outputs.are_done():
         return
     _check_model(config, manifest)
     for warning in config.warnings:

@@ -10,7 +10,6 @@ from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.engine.job import absolute_paths
 from voxfleet.engine.training_job import train_package, training_outputs
 from voxfleet.errors import UserError
-from voxfleet.packages import CONFIG
 from voxfleet.train.adversary import smallest_edge
 from voxfleet.train.autoencoder import AutoencoderLossConfig, AutoencoderRecipe, autoencoder_weights, load_features
 
@@ -19,7 +18,7 @@ def run(config: TrainVaeConfig) -> None:
     """Train the autoencoder and package its averaged weights."""
     manifest = read_manifest(config.data, "volumes")
     outputs = training_outputs("train-vae", config, manifest, _digests(config.loss))
-    if outputs.package.is_done(CONFIG):
+    if outputs.are_done():
         return
     _check_shape(config, manifest)
     train_package(

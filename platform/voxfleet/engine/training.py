@@ -23,10 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
-from voxfleet.engine.cluster import gpus_per_worker, kill_actors, ray_errors
+from voxfleet.engine.cluster import actors, gpus_per_worker, kill_actors, lacking, ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.ingest import Split
-from voxfleet.engine.validation import Beside, Mosaic, Validation
+from voxfleet.engine.validation import Beside, Mosaic, Place, Validation
 from voxfleet.engine.worker import Fit, work
 from voxfleet.errors import UserError, VoxfleetError, WorkMissingError
 from voxfleet.tracking.base import Tracker
@@ -35,8 +35,9 @@ from voxfleet.train.optim import OptimConfig
 from voxfleet.train.state import read_state
 from voxfleet.train.step import Recipe, TrainerConfig
 
-_POLL_S, _END_S = 0.5, 10.0
+_POLL_S, _END_S, _LOOK_S = 0.5, 10.0, 5.0
 _CONTROLLER = "TrainController"  # Ray Train's actor, in which fit waits; the workers end with it
+_WORKER = "RayTrainWorker"
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,12 @@ def fit(
 
     Raises:
         UserError: if the loss is not finite, a shard cannot be read, or a checkpoint not be written.
-        WorkMissingError: if workers were lost too often.
+        WorkMissingError: if workers were lost too often, or there is no room for those that were lost.
     """
     began = time.time()
     _check_sizes(data, trainer, resources)
     store = CheckpointStore(storage.join(folder, name))
+    store.tidy()
     mailbox = Mailbox.options(scheduling_strategy=_here()).remote()  # type: ignore[attr-defined]
     validation = Validation(
         recipe=recipe,
@@ -122,31 +124,28 @@ def fit(
         mosaic_every=mosaic_every,
     )
     gpus = gpus_per_worker(resources)
-    options = _beside_options(resources, gpus)
+    place = _place(resources, gpus, trainer)
     job = Fit(
         validation=validation,
         train=data["train"],
         optim=optim,
         balanced=balanced,
-        inside=options is None,
+        inside=not place.beside,
         threads=resources.cpus_per_worker,
         flops=flops,
         began=began,
         mailbox=mailbox,
     )
     steps_per_epoch = job.total_steps // trainer.epochs
-    beside = Beside(validation, steps_per_epoch, options, resources.cpus_per_worker)
-    watch = _Watch(job, beside, Progress(name, job.total_steps, "steps"), tracker)
+    beside = Beside(validation, steps_per_epoch, place, tracker)
+    watch = _Watch(job, beside, Progress(name, job.total_steps, "steps"), tracker, resources)
     with ray_errors():
         _fit_watched(_trainer(job, folder, name, resources, gpus), watch)
     newest = max(store.steps(), default=0)
     if newest < job.total_steps:
         raise _not_finite(name, newest, ray.get(mailbox.divergence.remote()), store)
     watch.finish()
-    steps = {"newest": newest, "best": best_step(beside.found) or newest}
-    for which, step in steps.items():
-        tracker.log_reference(f"checkpoint_{which}", store.uri(step))
-    state, best = (read_state(store.read(step)) for step in steps.values())
+    state, best = (read_state(store.read(step)) for step in (newest, best_step(beside.found) or newest))
     return Trained(state, best, _merged(state["history"], beside.found))
 
 
@@ -161,13 +160,13 @@ def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _beside_options(resources: ResourcesConfig, gpus: float) -> dict[str, Any] | None:
-    """Resources of a validation that runs beside the workers; None where there is no room for it."""
-    there = ray.cluster_resources()
-    if gpus:
-        free = there.get("GPU", 0) - resources.workers * gpus
-        return {"num_gpus": 1, "num_cpus": 0} if free >= 1 else None
-    return {"num_cpus": 1} if there.get("CPU", 0) - resources.workers * resources.cpus_per_worker >= 1 else None
+def _place(resources: ResourcesConfig, gpus: float, trainer: TrainerConfig) -> Place:
+    """Beside the workers, where what they leave holds another of their kind, or at least a CPU."""
+    kind, each = ("GPU", gpus) if gpus else ("CPU", resources.cpus_per_worker)
+    free = ray.cluster_resources().get(kind, 0) - resources.workers * each
+    beside = free >= (gpus or 1)
+    threads = min(resources.cpus_per_worker, int(free)) if beside and not gpus else resources.cpus_per_worker
+    return Place(beside=beside, threads=threads, gpus=gpus, size=trainer.part_size(resources.workers))
 
 
 def _trainer(job: Fit, folder: str, name: str, resources: ResourcesConfig, gpus: float) -> TorchTrainer:
@@ -219,11 +218,11 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
     try:
         outcome.result()
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {}).values()
-        if failures and all(isinstance(failure, ray.exceptions.RayError) for failure in failures):
+        if failures := list(getattr(error, "worker_failures", {}).values()):  # a bug of ours would be in the mailbox
             limit = watch.job.validation.trainer.max_failures
+            reason = (str(failures[0]).strip().splitlines() or [type(failures[0]).__name__])[-1]
             raise WorkMissingError(
-                f"workers were lost more often than trainer.max_failures ({limit}) allows; "
+                f"workers were lost more often than trainer.max_failures ({limit}) allows (the last time: {reason}); "
                 "run the same command again to continue from the last checkpoint"
             ) from error
         raise
@@ -232,32 +231,43 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
 class _Watch:
     """Shows and records what the workers post, and has their checkpoints validated."""
 
-    def __init__(self, job: Fit, beside: Beside, progress: Progress, tracker: Tracker) -> None:
+    def __init__(
+        self, job: Fit, beside: Beside, progress: Progress, tracker: Tracker, resources: ResourcesConfig
+    ) -> None:
         self.job, self._beside, self._progress, self._tracker = job, beside, progress, tracker
         self._shown: Measures = {}
         self._step: int | None = None
+        self._workers: int | None = None
+        self._room = _Room(resources, progress.stage)
 
     def read(self) -> None:
         """Take what has been posted since the last time."""
         for message in ray.get(self.job.mailbox.drain.remote()):
             if "restored" in message:
-                self._restored(message["restored"], message["history"])
+                self._restored(message["restored"], message["history"], message["workers"])
             elif "saved" in message:
-                self._beside.saved(message["saved"])
-                trainer = self.job.validation.trainer
-                self._beside.prune(trainer.keep_newest, trainer.keep_best)
+                self._saved(message["saved"])
             elif "first_step_s" in message:
                 self._tracker.log_metrics([{"step": 0, **message}])
             else:
                 self._measured(message)
-        self._beside.poll(self._tracker)
+        self._beside.poll()
+        self._room.look()
 
-    def _restored(self, step: int, history: list[Measures]) -> None:
+    def _saved(self, step: int) -> None:
+        self._tracker.log_reference("checkpoint_newest", self.job.validation.store.uri(step))
+        self._beside.saved(step)
+        trainer = self.job.validation.trainer
+        self._beside.prune(trainer.keep_newest, trainer.keep_best)
+
+    def _restored(self, step: int, history: list[Measures], workers: int) -> None:
         """A group of workers begins: after a restart, at the step of the last checkpoint."""
         if self._step is not None:
-            say(f"{self._progress.stage}: a worker was lost; going on from step {step}")
+            why = "a worker was lost" if workers == self._workers else f"there are {workers} workers now"
+            say(f"{self._progress.stage}: {why}; going on from step {step}")
         self._progress.skip(step - (self._step or 0))
-        self._step = step
+        self._step, self._workers = step, workers
+        self._beside.look()
         for point in history:
             self._record(point)
 
@@ -270,18 +280,49 @@ class _Watch:
 
     def _record(self, point: Measures) -> None:
         if "val_loss" in point:
-            self._beside.measured(point, self._tracker)
+            self._beside.measured(point)
         else:
             self._tracker.log_metrics([point])
 
     def finish(self) -> None:
         """Validate what is left, and sum the run up."""
-        self._beside.poll(self._tracker, wait=True)
+        self._beside.look()
+        self._beside.poll(wait=True)
         trainer = self.job.validation.trainer
         self._beside.prune(trainer.keep_newest, trainer.keep_best)
         best = best_step(self._beside.found)
         note = f"validation loss {self._beside.found[best]['val_loss']:.4g} at step {best}" if best else ""
         self._progress.finish(", ".join(filter(None, [_note(self._shown), f"best {note}" if note else ""])))
+
+
+class _Room:
+    """Ends a run that waits for room for its workers in vain: Ray Train itself waits for ever, and says nothing."""
+
+    def __init__(self, resources: ResourcesConfig, name: str) -> None:
+        self._resources, self._name = resources, name
+        self._looked = self._seen = time.monotonic()
+        self._said = False
+
+    def look(self) -> None:
+        """See whether there are workers.
+
+        Raises:
+            WorkMissingError: if there have been none for longer than ``wait_s``.
+        """
+        now = time.monotonic()
+        if now < self._looked + _LOOK_S:
+            return
+        self._looked = now
+        if actors(_WORKER, "ALIVE", "PENDING_CREATION"):
+            self._seen, self._said = now, False
+        elif now > self._seen + self._resources.wait_s + _LOOK_S:
+            raise WorkMissingError(
+                f"{self._name}: {lacking(self._resources)}; run the same command again when there is room, with fewer "
+                "workers, or with a larger resources.wait_s"
+            )
+        elif not self._said and now > self._seen + 2 * _LOOK_S:
+            say(f"{self._name}: waiting up to {self._resources.wait_s} s: {lacking(self._resources)}")
+            self._said = True
 
 
 _SHOWN = ("loss", "samples_per_s", "val_loss")

@@ -16,7 +16,7 @@ from voxfleet.engine.ingest import describe, open_splits
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import Output, as_document
 from voxfleet.engine.training import fit
-from voxfleet.packages import architecture, write_package
+from voxfleet.packages import CONFIG, architecture, write_package
 from voxfleet.train.step import Recipe
 
 HISTORY, BEST = "history.json", "best"
@@ -28,6 +28,15 @@ class TrainingOutputs:
 
     run: Output
     package: Output
+
+    def are_done(self) -> bool:
+        """Whether an earlier run made the package and recorded all; says so.
+
+        Raises:
+            UserError: as ``Output.check``.
+        """
+        self.package.check()
+        return storage.exists(storage.join(self.run.folder, HISTORY)) and self.package.is_done(CONFIG)
 
 
 def training_outputs(
@@ -76,7 +85,6 @@ def train_package(
             balanced=config.loading.balanced,
             **options,
         )
-        storage.write_json(storage.join(outputs.run.folder, HISTORY), trained.history)
         best = storage.join(outputs.run.folder, BEST)
         for alias, folder, state in (("best", best, trained.best), ("final", config.package_folder, trained.state)):
             provenance = {"voxfleet": __version__, "step": state["step"], **as_document(config)}
@@ -88,3 +96,5 @@ def train_package(
             )
             tracker.register_package(folder, fingerprint, alias)
         tracker.log_params({"package_folder": config.package_folder, "fingerprint": fingerprint})
+    # last: a run that is killed while it is being recorded is not done
+    storage.write_json(storage.join(outputs.run.folder, HISTORY), trained.history)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -13,14 +12,15 @@ from voxfleet import storage
 from voxfleet.data.index import Arrays
 from voxfleet.diffusion.noise import Draws
 from voxfleet.engine.ingest import Reader, Split
-from voxfleet.errors import VoxfleetError
+from voxfleet.errors import UserError, VoxfleetError, WorkMissingError
 from voxfleet.models.execution import autocast
 from voxfleet.tracking.base import Tracker
-from voxfleet.train.checkpoint import CheckpointStore, Measures
+from voxfleet.train.checkpoint import CheckpointStore, Measures, best_step
 from voxfleet.train.state import read_state
 from voxfleet.train.step import Batch, Recipe, TrainerConfig
 
-_EPOCH = 2**31  # an epoch number of its own: the draws are the same at every validation
+_SEED, _EPOCH = 0, 2**31  # of no training: the draws are the same at every validation, and in every run
+_NAMED = 8  # samples that a message names
 
 Mosaic = Callable[[nn.Module, torch.device], bytes]  # a network with averaged weights to a picture of its samples
 
@@ -60,19 +60,40 @@ def to_batch(arrays: Arrays, device: torch.device) -> Batch:
 def sums(
     recipe: Recipe, model: nn.Module, reader: Reader, rows: range, trainer: TrainerConfig, *, size: int
 ) -> dict[str, Tensor]:
-    """Sum of each measure over ``rows`` of the split, float64, in batches of ``size``; without rows, zeros."""
+    """Sum of each measure over ``rows`` of the split, float64, in batches of ``size``; without rows, zeros.
+
+    Raises:
+        UserError: if the loss of a sample is not finite.
+    """
     device = next(model.parameters()).device
     measures: dict[str, Tensor] = {}
     for start in range(rows.start, max(rows.stop, rows.start + 1), size):
         part = np.arange(start, min(start + size, rows.stop))
         arrays = reader.read(part) if len(part) else reader.blank()
-        draws = Draws(trainer.seed, _EPOCH, torch.arange(start, start + len(arrays["label"]), device=device))
+        draws = Draws(_SEED, _EPOCH, torch.arange(start, start + len(arrays["label"]), device=device))
         with autocast(device, trainer.precision):
             values = recipe.validate(model, to_batch(arrays, device), draws)
+        if len(wrong := part[~values["loss"].isfinite().cpu().numpy()[: len(part)]]):
+            raise _not_finite(reader, wrong)
         for name, value in values.items():
             total = value.double().sum() * float(len(part) > 0)
             measures[name] = measures.get(name, torch.zeros_like(total)) + total
     return measures
+
+
+def _not_finite(reader: Reader, rows: np.ndarray) -> UserError:
+    names = ", ".join(str(name) for name in reader.index.subjects[rows[:_NAMED]])
+    return UserError(
+        f"the validation loss is not finite for {names}, of split val; check these samples, or make the shards again "
+        "without them"
+    )
+
+
+def out_of_memory() -> UserError:
+    """What to do where a GPU is too small."""
+    return UserError(
+        "the GPU is out of memory; lower trainer.batch_size, raise trainer.accumulate or set gradient_checkpointing"
+    )
 
 
 def point(step: int, means: dict[str, float]) -> Measures:
@@ -81,37 +102,71 @@ def point(step: int, means: dict[str, float]) -> Measures:
 
 
 @ray.remote
-def _validate(validation: Validation, step: int, epoch: int, threads: int) -> Measures:
-    """Validate the checkpoint of ``step``."""
+def _validate(validation: Validation, step: int, epoch: int, size: int, threads: int, gpu: bool) -> Measures:
+    """Validate the checkpoint of ``step``, in batches of ``size``."""
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if gpu else "cpu")
     model = validation.recipe.build().to(device).eval().requires_grad_(False)
     model.load_state_dict(read_state(validation.store.read(step))["ema"])
     reader = validation.split.open()
     rows = range(len(reader.index))
-    found = sums(validation.recipe, model, reader, rows, validation.trainer, size=validation.trainer.batch_size)
-    validation.picture(model, device, step, epoch)
+    try:
+        found = sums(validation.recipe, model, reader, rows, validation.trainer, size=size)
+        validation.picture(model, device, step, epoch)
+    except torch.OutOfMemoryError:
+        raise out_of_memory() from None
     return point(step, {name: total.item() / len(rows) for name, total in found.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where checkpoints are validated.
+
+    Attributes:
+        beside: whether there is room beside the workers; else they validate, and only what they left is validated
+            here, when they have ended.
+        threads, gpus: what a validation takes.
+        size: samples of a batch.
+    """
+
+    beside: bool
+    threads: int
+    gpus: float
+    size: int
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The resources of its task."""
+        return {"num_cpus": 0, "num_gpus": self.gpus} if self.gpus else {"num_cpus": self.threads}
 
 
 class Beside:
     """Validates checkpoints one after another beside the training, and keeps account of all that was measured.
 
-    Checkpoints that an earlier run left without validation are validated too.
+    Checkpoints that were left without validation, by an earlier run or by workers that were lost, are validated too.
     """
 
-    def __init__(self, validation: Validation, steps_per_epoch: int, options: dict[str, Any] | None, threads: int):
-        self._validation, self._steps_per_epoch, self._threads = validation, steps_per_epoch, threads
-        self._options = options  # of the task; without them the workers validate
+    def __init__(self, validation: Validation, steps_per_epoch: int, place: Place, tracker: Tracker) -> None:
+        self._validation, self._steps_per_epoch, self._place, self._tracker = (
+            validation,
+            steps_per_epoch,
+            place,
+            tracker,
+        )
         self._waiting: list[int] = []
         self._running: tuple[ray.ObjectRef, int] | None = None
         self.found: dict[int, Measures] = validation.store.validations()
-        for step in validation.store.steps():
+        for measures in self.found.values():
+            self._record(measures)
+
+    def look(self) -> None:
+        """Take up the checkpoints that are there."""
+        for step in self._validation.store.steps():
             self.saved(step)
 
     def saved(self, step: int) -> None:
         """There is a checkpoint of ``step``."""
-        if self._options is not None and self._is_pending(step):
+        if self._is_pending(step) and step not in self._waiting and not (self._running and self._running[1] == step):
             self._waiting.append(step)
 
     def _is_pending(self, step: int) -> bool:
@@ -119,38 +174,45 @@ class Beside:
         epoch, rest = divmod(step, self._steps_per_epoch)
         return not rest and self._validation.is_due(epoch) and step not in self.found
 
-    def measured(self, measures: Measures, tracker: Tracker) -> None:
-        """The workers validated."""
-        self._keep(measures, tracker)
-
-    def poll(self, tracker: Tracker, *, wait: bool = False) -> None:
+    def poll(self, *, wait: bool = False) -> None:
         """Take what is finished, record it, and start what waits; with ``wait``, all of it."""
-        while True:
+        while self._place.beside or wait:
             if self._running:
                 ref, _ = self._running
                 if not ray.wait([ref], timeout=None if wait else 0)[0]:
                     return
                 self._running = None
-                self._keep(_result(ref), tracker)
+                self.measured(_result(ref))
             if not self._waiting:
                 return
-            step = self._waiting.pop(0)
-            task = _validate.options(**(self._options or {}))
-            self._running = task.remote(self._validation, step, step // self._steps_per_epoch, self._threads), step
+            self._start(self._waiting.pop(0))
+
+    def _start(self, step: int) -> None:
+        task, place = _validate.options(**self._place.options), self._place
+        epoch = step // self._steps_per_epoch
+        ref = task.remote(self._validation, step, epoch, place.size, place.threads, place.gpus > 0)
+        self._running = ref, step
 
     def prune(self, newest: int, best: int) -> None:
         """Remove the checkpoints that nothing needs any more."""
         self._validation.store.prune(self.found, newest=newest, best=best, pending=self._is_pending)
 
-    def _keep(self, measures: Measures, tracker: Tracker) -> None:
+    def measured(self, measures: Measures) -> None:
+        """Keep and record what a validation found, here or in the workers."""
         step = int(measures["step"])
-        tracker.log_metrics([measures])
-        if step in self.found:
-            return
-        self.found[step] = measures
-        self._validation.store.write_validations(self.found)
-        if storage.exists(picture := mosaic_uri(self._validation.store, step)):
-            tracker.log_artifact(picture, "samples")
+        if step in self._waiting:
+            self._waiting.remove(step)
+        if step not in self.found:
+            self.found[step] = measures
+            self._validation.store.write_validations(self.found)
+            self._record(measures)
+
+    def _record(self, measures: Measures) -> None:
+        self._tracker.log_metrics([measures])
+        if storage.exists(picture := mosaic_uri(self._validation.store, int(measures["step"]))):
+            self._tracker.log_artifact(picture, "samples")
+        if best := best_step(self.found):
+            self._tracker.log_reference("checkpoint_best", self._validation.store.uri(best))
 
 
 def _result(ref: ray.ObjectRef) -> Measures:
@@ -160,3 +222,7 @@ def _result(ref: ray.ObjectRef) -> Measures:
         if isinstance(error.cause, VoxfleetError):
             raise error.cause from None
         raise
+    except ray.exceptions.RayError as error:
+        raise WorkMissingError(
+            f"the process that validated was lost ({type(error).__name__}); run the same command again"
+        ) from error

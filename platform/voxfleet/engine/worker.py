@@ -5,7 +5,7 @@ import re
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ from voxfleet.data.plan import Plan
 from voxfleet.diffusion.noise import Draws
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.ingest import Split
-from voxfleet.engine.validation import Validation, point, sums, to_batch
+from voxfleet.engine.validation import Validation, out_of_memory, point, sums, to_batch
 from voxfleet.errors import UserError, VoxfleetError
-from voxfleet.models.execution import MODES, resolve_precision
+from voxfleet.models.execution import MODES, autocast, resolve_precision
 from voxfleet.train.optim import OptimConfig, learning_rate
 from voxfleet.train.speed import matrix_rate
 from voxfleet.train.state import TrainState, read_state, state_bytes
@@ -89,9 +89,7 @@ def _final(error: Exception) -> Exception | None:
     if isinstance(error, VoxfleetError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return UserError(
-            "the GPU is out of memory; lower trainer.batch_size, raise trainer.accumulate or set gradient_checkpointing"
-        )
+        return out_of_memory()
     if isinstance(error, ray.exceptions.RayError) or (isinstance(error, RuntimeError) and _LOST.search(str(error))):
         return None
     return WorkerError(traceback.format_exc())
@@ -156,16 +154,20 @@ class Worker:
             self.state.load(read_state(store.read(int(newest))))
         if self.world > 1:
             self._settle_buckets()
-        self._post({"restored": self.state.step, "history": self.state.history})
+        self._post({"restored": self.state.step, "history": self.state.history, "workers": self.world})
 
     def _settle_buckets(self) -> None:
         """DDP orders its gradient buckets anew in the second pass: do both before the first real step.
 
         Otherwise, with three workers or more, a resumed run sums its first gradient in another order.
         """
-        batch, draws = to_batch(self.reader.blank(), self.device), self._draws(0, range(1))
+        usual = self.plan.part(0, self.world, self.rank)
+        rows = max(1, (usual.stop - usual.start) // self.trainer.accumulate)  # a size that is compiled anyway
+        blank = {name: values.repeat(rows, axis=0) for name, values in self.reader.blank().items()}
         for _ in range(2):
-            (self.recipe.loss(self.network, batch, draws)["loss"].sum() * 0.0).backward()
+            with autocast(self.device, self.precision):
+                found = self.recipe.loss(self.network, to_batch(blank, self.device), self._draws(0, range(rows)))
+            (found["loss"].float().sum() * 0.0).backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def run(self) -> None:
@@ -242,18 +244,23 @@ class Worker:
         counted = torch.cat([losses.sum(dim=1), torch.tensor([losses.shape[1]]).to(losses)])
         *totals, samples = self._reduced(counted).tolist()
         means = {name: total / samples for name, total in zip(names, totals, strict=True)}
-        # scaled steps of float16 may overflow: they are skipped, and the scale is lowered
-        if not np.isfinite(means["loss"]) or not (self.precision == "float16" or norm.isfinite().all()):
+        if not np.isfinite(means["loss"]) or (self._norm_counts() and not norm.isfinite().all()):
             self._name_culprits()
             return False
         self.writer.check()
         rate = learning_rate(self.fit.optim, self.state.step - 1, self.fit.total_steps)
-        mean_norm = norm[norm.isfinite()].mean().item()
-        logged = {"step": self.state.step, **means, "grad_norm": mean_norm, "lr": rate}
+        logged = {"step": self.state.step, **means, "lr": rate}
+        if len(finite := norm[norm.isfinite()]):
+            logged["grad_norm"] = finite.mean().item()
         self.state.history.append(logged)
         self._post({**logged, **self._speed(samples)})
         self.recent.clear()
         return True
+
+    def _norm_counts(self) -> bool:
+        """Whether a gradient that is not finite is wrong: in float16 such steps are skipped, and the scale lowered."""
+        scaler = self.state.scaler
+        return not scaler.is_enabled() or scaler.get_scale() < 1
 
     def _speed(self, samples: float) -> dict[str, float]:
         """How fast it went since the last log."""
@@ -270,33 +277,43 @@ class Worker:
 
     def _name_culprits(self) -> None:
         """Leave the samples of the first step whose loss or gradient is not finite in the mailbox."""
-        bad = [done for done in self.recent if not (done.losses["loss"].isfinite().all() and done.norm.isfinite())]
-        first = torch.tensor([bad[0].step if bad else self.fit.total_steps + 1], device=self.device)
+        bad = {done.step: done.rows[~done.losses["loss"].isfinite().cpu().numpy()] for done in self.recent}
+        bad = {step: rows for step, rows in bad.items() if len(rows)}
+        first = self._first(bad)
+        if first > self.fit.total_steps:  # no loss but a gradient, which is that of all workers
+            bad = {done.step: done.rows for done in self.recent if not done.norm.isfinite()}
+            first = self._first(bad)
+        rows = bad.get(first, np.empty(0, int))[:_NAMED]
+        if not len(rows):
+            return
+        names = [str(name) for name in self.reader.index.subjects[rows]]
+        broken = [
+            name
+            for name, row in zip(names, rows, strict=True)
+            if not all(np.isfinite(values).all() for values in self.reader.read(np.array([row])).values())
+        ]
+        ray.get(self.fit.mailbox.diverged.remote(first, names, broken))
+
+    def _first(self, steps: Iterable[int]) -> int:
+        """The first step of all workers."""
+        first = torch.tensor(min(steps, default=self.fit.total_steps + 1), device=self.device)
         if self.world > 1:
             torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
-        if not bad or bad[0].step != int(first):
-            return
-        rows = bad[0].rows[~bad[0].losses["loss"].isfinite().cpu().numpy()]
-        names = [str(name) for name in self.reader.index.subjects[rows if len(rows) else bad[0].rows][:_NAMED]]
-        broken = {
-            str(self.reader.index.subjects[row])
-            for row in rows[:_NAMED]
-            if not all(np.isfinite(values).all() for values in self.reader.read(np.array([row])).values())
-        }
-        ray.get(self.fit.mailbox.diverged.remote(bad[0].step, names, sorted(broken)))
+        return int(first)
 
     def _save(self, epoch: int) -> None:
         if self.fit.inside and self.fit.validation.is_due(epoch):
             self._validate(epoch)
         if self.rank == 0:
             self.writer.write(self.state.step, self.state.snapshot())
+        self.clock = _Clock()  # the speed is that of the steps
 
     def _validate(self, epoch: int) -> None:
         """Measures over the validation split with the averaged weights, on draws that never change."""
         self.averaged.load_state_dict(self.state.ema)
         rows = len(self.val.index)
         part = range(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
-        size = -(-self.trainer.batch_size // self.world)
+        size = self.trainer.part_size(self.world)
         measures = sums(self.recipe, self.averaged, self.val, part, self.trainer, size=size)
         means = self._reduced(torch.stack(list(measures.values()))) / rows
         measured = point(self.state.step, dict(zip(measures, means.tolist(), strict=True)))

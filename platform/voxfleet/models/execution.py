@@ -24,14 +24,15 @@ MODES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-def check_precision(precision: str) -> None:
-    """Make sure that there is such a precision.
+def check_precision(precision: str, *, training: bool = False) -> None:
+    """Make sure that there is such a precision; float16, whose loss has to be scaled, is for ``training`` alone.
 
     Raises:
         ValueError: lists those that there are.
     """
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision is {precision!r}; it must be one of auto, {', '.join(PRECISIONS)}")
+    known = ["auto", *(name for name in PRECISIONS if training or name != "float16")]
+    if precision not in known:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(known)}")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

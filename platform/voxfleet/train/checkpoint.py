@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from voxfleet import storage
 
 FOLDER, VALIDATION = "checkpoints", "validation.json"
+_STALE_S = 3600.0
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 Measures = dict[str, float]
@@ -38,6 +39,10 @@ class CheckpointStore:
     def read(self, step: int) -> bytes:
         """The checkpoint of ``step``."""
         return storage.read_bytes(self.uri(step))
+
+    def tidy(self) -> None:
+        """Remove the halves of checkpoints that were being written when a run was killed."""
+        storage.remove_unfinished(storage.join(self.run, FOLDER), _STALE_S)
 
     def validations(self) -> dict[int, Measures]:
         """What was measured, by step; kept longer than the checkpoints."""

@@ -54,9 +54,13 @@ class TrainerConfig:
         for name in ("epochs", "batch_size", "accumulate", *every, "keep_newest", "keep_best", "max_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        check_precision(self.precision)
+        check_precision(self.precision, training=True)
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+
+    def part_size(self, workers: int) -> int:
+        """The largest part of a batch that one of so many ``workers`` computes."""
+        return -(-self.batch_size // workers)
 
     def is_due(self, epoch: int, every: int) -> bool:
         """Whether something that is done ``every`` so many epochs is due after ``epoch`` (from 1)."""
