@@ -153,3 +153,14 @@ def test_json_round_trip_and_one_line_for_what_is_not_json(tmp_path):
     for data in (b'{"a": 1', b'{"a": "\xff"}'):
         storage.write_bytes(uri, data)
         assert re.search(r"d\.json is not valid JSON", one_line(storage.read_json, uri))
+
+
+def test_half_written_files_that_nobody_writes_any_more_are_removed(tmp_path):
+    old, new, whole = tmp_path / ".a.pt.1.tmp", tmp_path / ".b.pt.2.tmp", tmp_path / "c.pt"
+    for path in (old, new, whole):
+        path.write_text("x")
+    for path in (old, whole):
+        os.utime(path, (0, 0))
+    storage.remove_unfinished(str(tmp_path), 60.0)
+    assert sorted(tmp_path.iterdir()) == [new, whole]
+    storage.remove_unfinished(str(tmp_path / "missing"), 60.0)

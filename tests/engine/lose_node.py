@@ -1,4 +1,7 @@
-"""An elastic fit on three nodes, one of which is lost on the way: a script, run with a folder and latents in it."""
+"""A fit on three nodes, one of which is lost on the way: a script, run with a folder and latents in it.
+
+Elastic, it goes on with fewer workers; else it ends, as there is no room, with the exit code of its error.
+"""
 
 import dataclasses
 import json
@@ -22,6 +25,7 @@ from voxfleet.data.shards import read_manifest
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.engine.ingest import open_splits
 from voxfleet.engine.training import fit
+from voxfleet.errors import WorkMissingError
 from voxfleet.models import DiT3DConfig
 from voxfleet.tracking.base import MemoryTracker
 from voxfleet.train.diffusion import DiffusionRecipe
@@ -58,7 +62,7 @@ class Loser(MemoryTracker):
             self.lose = None
 
 
-def main(folder, mode):
+def main(folder, kind):
     cluster._private_token()
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     lost = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
@@ -69,19 +73,24 @@ def main(folder, mode):
     data, seen = f"{folder}/latents", Path(folder, "seen")
     seen.mkdir()
     model = DiT3DConfig(in_channels=2, input_size=(4, 4, 4), patch_size=(2, 2, 2), hidden_size=24, depth=1, num_heads=2)
-    fit(
-        Witness(model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen)),
-        open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, mode),
-        folder=folder,
-        name="run",
-        trainer=TrainerConfig(epochs=12, batch_size=7, log_every=1, checkpoint_every=1, validate_every=4),
-        optim=OptimConfig(),
-        resources=ResourcesConfig(workers=3, min_workers=1),
-        tracker=tracker,
-    )
-    ray.shutdown()
-    nodes.shutdown()
+    try:
+        fit(
+            Witness(model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen)),
+            open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, "kept"),
+            folder=folder,
+            name="run",
+            trainer=TrainerConfig(epochs=12, batch_size=7, log_every=1, checkpoint_every=1, validate_every=4),
+            optim=OptimConfig(),
+            resources=ResourcesConfig(workers=3, min_workers=1 if kind == "elastic" else None, wait_s=5),
+            tracker=tracker,
+        )
+    finally:  # else Ray ends this process with a code of its own
+        ray.shutdown()
+        nodes.shutdown()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except WorkMissingError as error:
+        sys.exit(error.exit_code if "no room for 3 workers of 1 CPU: 2 fit" in str(error) else str(error))

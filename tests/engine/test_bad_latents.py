@@ -88,7 +88,7 @@ def refused(tmp_path, latents, capsys):
         assert train(folder, tmp_path, *more) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert lines[-1].startswith("voxfleet: error: ")
-        assert not list((tmp_path / "runs").glob("**/*.pt"))
+        assert not list((tmp_path / "runs").glob("**/model.safetensors"))
         return lines[-1]
 
     return run
@@ -110,19 +110,23 @@ def test_a_shard_of_another_shape(refused, tmp_path, latents):
     assert "part-00001.parquet: mu has shape (2, 4, 4, 8), the manifest says (2, 4, 4, 4)" in line
 
 
-def test_a_latent_that_is_not_a_number_is_named_by_its_subject(refused):
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("train", "the shards hold numbers that are not finite for {}; make"), ("val", "not finite for {}, of split val")],
+)
+def test_a_latent_that_is_not_a_number_is_named_by_its_subject(refused, split, message):
     def spoil(table):
-        column = table["mu"].combine_chunks()
-        values = column.to_numpy_ndarray().copy()
-        values[2, 0, 1, 1, 1] = np.nan
-        spoilt.extend(row for row in table["subject_id"].to_pylist()[2:3])
+        values = table["mu"].combine_chunks().to_numpy_ndarray().copy()
+        row = table["split"].to_pylist().index(split)
+        values[row, 0, 1, 1, 1] = np.nan
+        spoilt.append(table["subject_id"][row].as_py())
         return table.set_column(
             table.schema.get_field_index("mu"), "mu", pa.FixedShapeTensorArray.from_numpy_ndarray(values)
         )
 
     spoilt = []
-    line = refused(rewrite(spoil))
-    assert f"the shards hold numbers that are not finite for {spoilt[0]}; make the shards again" in line
+    line = refused(rewrite(spoil), "--trainer.epochs", "1", "--trainer.validate_every", "1")
+    assert message.format(spoilt[0]) in line
 
 
 def test_splits_and_classes_without_samples(refused):

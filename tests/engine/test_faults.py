@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from voxfleet.data.index import read_index
+from voxfleet.errors import WorkMissingError
 
 SCRIPT = Path(__file__).parent / "drive_fit.py"
 LOSE_NODE = Path(__file__).parent / "lose_node.py"
@@ -82,7 +83,7 @@ def test_killed_equals_uninterrupted_on_s3(outcome, s3):
 def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path):
     """Draws after the last checkpoint are done again: then they are the same."""
     data, manifest = latents(rows=ROWS)
-    assert drive(LOSE_NODE, str(tmp_path), "kept") == 0
+    assert drive(LOSE_NODE, str(tmp_path), "elastic") == 0
     lines = [line for path in (tmp_path / "seen").iterdir() for line in path.read_text().splitlines()]
     got = defaultdict(set)
     for epoch, place, value in map(json.loads, lines):
@@ -92,6 +93,13 @@ def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_ep
         drawn = [got[epoch, place] - {0.0} for place in range(ROWS)]  # a worker without a draw computes with zeros
         assert sorted(value for values in drawn for value in values) == sorted(numbers.tolist())
     assert len(list((tmp_path / "seen").iterdir())) > 3  # the processes of the first group, and of those after it
+
+
+@pytest.mark.slow
+def test_a_lost_node_ends_a_run_that_needs_it_with_what_is_missing(latents, tmp_path):
+    latents(rows=ROWS)
+    assert drive(LOSE_NODE, str(tmp_path), "fixed") == WorkMissingError.exit_code
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
 
 
 @pytest.mark.matrix

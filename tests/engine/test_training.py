@@ -1,11 +1,14 @@
 """Fits on real Ray Train: gradients are averaged, kept equals streamed, what is logged, and what ends a run."""
 
 import dataclasses
+import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ray import cloudpickle
 
 from voxfleet.config.resources import ResourcesConfig
@@ -13,8 +16,9 @@ from voxfleet.data.index import read_index
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.engine.ingest import open_splits
 from voxfleet.engine.training import fit
+from voxfleet.engine.validation import sums
 from voxfleet.engine.worker import WorkerError
-from voxfleet.errors import UserError
+from voxfleet.errors import UserError, WorkMissingError
 from voxfleet.models import DiT3DConfig
 from voxfleet.tracking.base import MemoryTracker
 from voxfleet.train.diffusion import DiffusionRecipe
@@ -36,11 +40,12 @@ COLUMNS = ("mu", "logvar")
 
 @dataclasses.dataclass(frozen=True)
 class Diverging(DiffusionRecipe):
-    """Its loss is NaN for the draw at one place of the third epoch."""
+    """Its loss and gradient are NaN for the draw at one place of the third epoch."""
 
     def loss(self, model, batch, draws):
         losses = super().loss(model, batch, draws)["loss"]
-        return {"loss": losses.where((draws.index != 6) | (draws.epoch != 2), float("nan"))}
+        wrong = (draws.index == 6) & (draws.epoch == 2)
+        return {"loss": losses * torch.where(wrong, float("nan"), 1.0)}
 
 
 @pytest.fixture
@@ -71,16 +76,21 @@ def values(points, name):
 def test_any_number_of_workers_kept_or_streamed_gives_the_same_losses_and_everything_is_logged(train, tmp_path):
     """The last batch of an epoch has one sample: the other workers have none, and the mean is still exact.
 
-    Two workers stream and are validated beside the training; three take all CPUs, so they validate themselves.
+    Two workers are validated beside the training; three take all CPUs, so they validate themselves, and what reads for
+    them has none. What was left without validation, as if lost on the way, is validated by the same command.
     """
     one, tracker = train(RECIPE, 1)
     losses, validation = values(one.history, "loss"), values(one.history, "val_loss")
     assert list(losses) == list(range(1, 22))
     assert list(validation) == [6, 12, 18, 21]
-    for workers, mode in ((2, "streamed"), (3, "kept")):
+    for workers, mode in ((2, "kept"), (3, "streamed")):
         more, _ = train(RECIPE, workers, mode=mode)
         assert values(more.history, "loss") == pytest.approx(losses, abs=1e-5)
         assert values(more.history, "val_loss") == pytest.approx(validation, abs=1e-5)
+    (tmp_path / "kept2" / "validation.json").unlink()
+    again, _ = train(RECIPE, 2)
+    found = values(again.history, "val_loss")
+    assert found == pytest.approx({step: validation[step] for step in (one.best["step"], 21)}, abs=1e-5)
     assert values(tracker.points, "loss") == losses
     assert values(tracker.points, "val_loss") == validation
     for name in ("grad_norm", "lr", "samples_per_s", "data_wait_share", "memory_gb"):
@@ -135,6 +145,32 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_c
     trained, _ = train(RECIPE, 2, name="run")
     clean, _ = train(RECIPE, 2, name="clean")
     assert trained.history == clean.history
+
+
+@dataclasses.dataclass(frozen=True)
+class Dying(DiffusionRecipe):
+    """Its process dies in the second epoch, always."""
+
+    def loss(self, model, batch, draws):
+        if draws.epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(model, batch, draws)
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_too_often_end_the_run_with_what_to_do(train):
+    with pytest.raises(WorkMissingError, match=r"more often than trainer.max_failures \(1\).*run the same command"):
+        train(changed(Dying), 2, max_failures=1)
+
+
+def test_validation_draws_the_same_whatever_the_seed_of_the_run(latents):
+    folder, manifest = latents(rows=ROWS)
+    reader = open_splits(read_index(folder, manifest, COLUMNS), COLUMNS, "kept")["val"].open()
+    torch.manual_seed(0)
+    model = RECIPE.build()
+    torch.nn.init.normal_(model.final_layer.linear.weight)
+    found = [sums(RECIPE, model, reader, range(3), TrainerConfig(seed=seed), size=2)["loss"] for seed in (0, 1)]
+    assert found[0] == found[1] != 0
 
 
 @pytest.mark.slow

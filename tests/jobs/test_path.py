@@ -171,6 +171,16 @@ def test_runs_keep_their_history(workspace):
         assert any("val_l1" in point or "val_loss" in point for point in history)
 
 
+def test_a_training_that_was_killed_while_it_was_recorded_is_recorded_by_the_same_command(workspace, capsys):
+    history = workspace.demo / "runs" / "vae" / "history.json"
+    before, package = history.read_text(), (workspace.demo / "vae" / "model.safetensors").read_bytes()
+    history.unlink()
+    assert workspace.run("train-vae") == 0
+    assert "nothing to do" not in capsys.readouterr().err
+    assert history.read_text() == before
+    assert (workspace.demo / "vae" / "model.safetensors").read_bytes() == package
+
+
 def test_float16_shards_hold_the_same_latents(workspace, tmp_path):
     assert workspace.run("encode", "--output", str(tmp_path / "half"), "--dtype", "float16") == 0
     half = column(tmp_path / "half", "latents", "mu")

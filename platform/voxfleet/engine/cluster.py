@@ -166,10 +166,10 @@ def _asked(config: ResourcesConfig) -> "_Asked":
     )
 
 
-def lacking(config: ResourcesConfig) -> str:
-    """What there is room for now, in words, where the workers need more."""
+def lacking(config: ResourcesConfig) -> str | None:
+    """What there is room for now, in words, where the workers (``min_workers`` of them) need more; else None."""
     asked, free = _asked(config), list(state.available_resources_per_node().values())
-    return f"no room for {asked}: {asked.fitting(free)} fit (free: {_described(free)})"
+    return None if asked.fits(free) else f"no room for {asked}: {asked.fitting(free)} fit (free: {_described(free)})"
 
 
 def _wait_for_room(asked: "_Asked", wait_s: int) -> None:

@@ -146,7 +146,7 @@ def stream(index: ray.ObjectRef, columns: tuple[str, ...], rows: np.ndarray, uni
         return
     quiet_data()
     pieces = np.split(rows, np.cumsum(units)[:-1])
-    dataset = ray.data.from_arrow([pa.table({"rows": [piece]}) for piece in pieces])
+    dataset = ray.data.from_blocks([pa.table({"rows": [piece]}) for piece in pieces])
     dataset = dataset.map_batches(
         functools.partial(_read_unit, index=index, columns=columns),
         batch_size=None,

@@ -304,24 +304,25 @@ class _Room:
         self._said = False
 
     def look(self) -> None:
-        """See whether there are workers.
+        """See whether there are workers, or room for them.
 
         Raises:
-            WorkMissingError: if there have been none for longer than ``wait_s``.
+            WorkMissingError: if there has been neither for longer than ``wait_s``.
         """
         now = time.monotonic()
         if now < self._looked + _LOOK_S:
             return
         self._looked = now
-        if actors(_WORKER, "ALIVE", "PENDING_CREATION"):
+        problem = None if actors(_WORKER, "ALIVE", "PENDING_CREATION") else lacking(self._resources)
+        if problem is None:
             self._seen, self._said = now, False
         elif now > self._seen + self._resources.wait_s + _LOOK_S:
             raise WorkMissingError(
-                f"{self._name}: {lacking(self._resources)}; run the same command again when there is room, with fewer "
+                f"{self._name}: {problem}; run the same command again when there is room, with fewer "
                 "workers, or with a larger resources.wait_s"
             )
         elif not self._said and now > self._seen + 2 * _LOOK_S:
-            say(f"{self._name}: waiting up to {self._resources.wait_s} s: {lacking(self._resources)}")
+            say(f"{self._name}: waiting up to {self._resources.wait_s} s: {problem}")
             self._said = True
 
 
