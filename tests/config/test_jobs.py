@@ -2,10 +2,11 @@
 
 import pytest
 
-from voxfleet.config.jobs import TrainConfig
+from voxfleet.config.jobs import TrainConfig, TrainVaeConfig
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.models import DiT3DConfig
+from voxfleet.train.step import TrainerConfig
 
 
 def train(model=None, diffusion=None):
@@ -49,3 +50,8 @@ def test_resources_that_cannot_be_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         ResourcesConfig(**values)
     assert ResourcesConfig(workers=4, min_workers=4, wait_s=0).min_workers == 4
+
+
+def test_an_autoencoder_is_not_compiled():
+    with pytest.raises(ValueError, match=r"trainer.compile is true; .* set it to false"):
+        TrainVaeConfig(name="a", output="runs", data="volumes", trainer=TrainerConfig(compile=True))

@@ -139,6 +139,11 @@ class TrainVaeConfig(TrainingConfig):
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trainer.compile:  # torch 2.13 fails on convolutions whose weights are channels_last_3d
+            raise ValueError("trainer.compile is true; torch.compile fails on the autoencoder: set it to false")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
