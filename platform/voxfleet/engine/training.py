@@ -248,7 +248,7 @@ class _Watch:
             elif "saved" in message:
                 self._saved(message["saved"])
             elif "first_step_s" in message:
-                self._tracker.log_metrics([{"step": 0, **message}])
+                self._tracker.log_metrics([message])
             else:
                 self._measured(message)
         self._beside.poll()

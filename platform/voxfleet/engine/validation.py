@@ -20,6 +20,7 @@ from voxfleet.train.state import read_state
 from voxfleet.train.step import Batch, Recipe, TrainerConfig
 
 _SEED, _EPOCH = 0, 2**31  # of no training: the draws are the same at every validation, and in every run
+_SAMPLES = "samples"  # the folder of the mosaics, in a run and in its record
 _NAMED = 8  # samples that a message names
 
 Mosaic = Callable[[nn.Module, torch.device], bytes]  # a network with averaged weights to a picture of its samples
@@ -43,12 +44,12 @@ class Validation:
     def picture(self, model: nn.Module, device: torch.device, step: int, epoch: int) -> None:
         """Write the mosaic of samples, where one is due after ``epoch``."""
         if self.mosaic and self.mosaic_every and self.trainer.is_due(epoch, self.mosaic_every):
-            storage.write_bytes(mosaic_uri(self.store, step), self.mosaic(model, device))
+            uri = storage.join(self.store.run, _SAMPLES, _picture(step))
+            storage.write_bytes(uri, self.mosaic(model, device))
 
 
-def mosaic_uri(store: CheckpointStore, step: int) -> str:
-    """Where the mosaic of ``step`` stands."""
-    return storage.join(store.run, "samples", f"step-{step:09d}.png")
+def _picture(step: int) -> str:
+    return f"step-{step:09d}.png"
 
 
 def to_batch(arrays: Arrays, device: torch.device) -> Batch:
@@ -147,17 +148,12 @@ class Beside:
     """
 
     def __init__(self, validation: Validation, steps_per_epoch: int, place: Place, tracker: Tracker) -> None:
-        self._validation, self._steps_per_epoch, self._place, self._tracker = (
-            validation,
-            steps_per_epoch,
-            place,
-            tracker,
-        )
+        self._validation, self._steps_per_epoch = validation, steps_per_epoch
+        self._place, self._tracker = place, tracker
         self._waiting: list[int] = []
         self._running: tuple[ray.ObjectRef, int] | None = None
         self.found: dict[int, Measures] = validation.store.validations()
-        for measures in self.found.values():
-            self._record(measures)
+        self._record(list(self.found.values()), storage.names(storage.join(validation.store.run, _SAMPLES)))
 
     def look(self) -> None:
         """Take up the checkpoints that are there."""
@@ -205,12 +201,14 @@ class Beside:
         if step not in self.found:
             self.found[step] = measures
             self._validation.store.write_validations(self.found)
-            self._record(measures)
+            name = _picture(step)
+            there = storage.exists(storage.join(self._validation.store.run, _SAMPLES, name))
+            self._record([measures], [name] if there else [])
 
-    def _record(self, measures: Measures) -> None:
-        self._tracker.log_metrics([measures])
-        if storage.exists(picture := mosaic_uri(self._validation.store, int(measures["step"]))):
-            self._tracker.log_artifact(picture, "samples")
+    def _record(self, points: list[Measures], pictures: list[str]) -> None:
+        self._tracker.log_metrics(points)
+        for name in pictures:
+            self._tracker.log_artifact(storage.join(self._validation.store.run, _SAMPLES, name), _SAMPLES)
         if best := best_step(self.found):
             self._tracker.log_reference("checkpoint_best", self._validation.store.uri(best))
 

@@ -180,7 +180,7 @@ class Worker:
                 self.clock.waited += time.monotonic() - asked
                 self._step(positions, rows, staged)
                 if self.state.step == first + 1:
-                    self._post({"first_step_s": time.time() - self.fit.began})
+                    self._post({"step": self.state.step, "first_step_s": time.time() - self.fit.began})
                 epoch, position = divmod(self.state.step, self.plan.steps)
                 save = position == 0 and self._is_due(epoch)
                 # before a checkpoint too: what is logged must not depend on where a run was interrupted
