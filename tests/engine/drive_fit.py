@@ -40,10 +40,12 @@ class Deadly(DiffusionRecipe):
         for number, kill in enumerate(self.kills):
             mark = Path(self.marks) / f"killed-{number}"
             if draws.epoch == kill["epoch"] and kill["place"] in draws.index.tolist() and not mark.exists():
-                losses = super().loss(model, batch, draws)["loss"]
-                losses.sum().backward(retain_graph=True)
                 mark.touch()
-                os.kill(self.driver if kill["who"] == "driver" else os.getpid(), signal.SIGKILL)
+                if kill["who"] == "driver":  # this process may live on, and write a checkpoint: its step stays whole
+                    os.kill(self.driver, signal.SIGKILL)
+                else:
+                    super().loss(model, batch, draws)["loss"].sum().backward()
+                    os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(model, batch, draws)
 
 
