@@ -31,6 +31,7 @@ JOBS = {
     "encode": Job("EncodeConfig", "encode", "turn volume shards into latent shards"),
     "import-latents": Job("ImportLatentsConfig", "import_latents", "turn latents made elsewhere into latent shards"),
     "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
+    "tune": Job("TuneConfig", "tune", "search what to train: window size, depth, and any other key of train"),
     "generate": Job("GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),

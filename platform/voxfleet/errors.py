@@ -16,7 +16,15 @@ class UserError(VoxfleetError, ValueError):
     exit_code = 2
 
 
+class UnfitError(UserError):
+    """The configuration itself cannot be trained: memory does not hold it, or its loss is not finite."""
+
+
 class WorkMissingError(VoxfleetError):
     """The job ended with part of its work missing: the same command continues."""
 
     exit_code = 4
+
+
+class WorkersLostError(WorkMissingError):
+    """The workers of a training were lost again and again."""

@@ -1,9 +1,11 @@
 """The configuration of each job: one frozen dataclass, made of those that stand beside each component."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from voxfleet import storage
+from voxfleet.config.overrides import check_value, with_keys
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.audit import AuditConfig
 from voxfleet.data.campaign import CampaignConfig
@@ -18,6 +20,7 @@ from voxfleet.diffusion.samplers import SamplerConfig, sampler_table
 from voxfleet.models import DiT3DConfig
 from voxfleet.models.execution import check_precision
 from voxfleet.models.vae import AutoencoderConfig
+from voxfleet.search.study import SearchConfig
 from voxfleet.tracking.base import TrackingConfig
 from voxfleet.train.autoencoder import AutoencoderLossConfig
 from voxfleet.train.diffusion import AugmentConfig
@@ -243,6 +246,51 @@ class TrainConfig(TrainingConfig):
                 "model.strided_every 2 or model.global_every 4"
             )
         return found
+
+
+# of training: where a trial runs and how long is the search's own business, and what it trains on is the question
+_NOT_SEARCHED = (
+    *("name", "output", "data", "package", "resources", "tracking", "samples", "search", "loading.mode"),
+    *(f"trainer.{key}" for key in ("epochs", "max_failures", "keep_newest", "keep_best")),
+)
+_CHANGES_LOSS = ("diffusion.", "model.learn_sigma")  # what the validation loss means
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(TrainConfig):
+    """Search what to train: trials of a training with other keys, ranked by what validation measures.
+
+    Args:
+        search: which keys, which values, and how.
+    """
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        required = {"name": self.name, "output": self.output, "data": self.data}
+        for domain in self.search.domains:
+            if any(f"{domain.key}.".startswith(f"{name}.") for name in _NOT_SEARCHED):
+                raise ValueError(f"search.space.{domain.key} cannot be searched: it is the same for all trials")
+            for value in domain.values:
+                try:
+                    check_value(TrainConfig, "train", required, domain.key, value)
+                except ValueError as error:
+                    raise ValueError(f"search.space: {error}") from error
+            if domain.key.startswith(_CHANGES_LOSS) and self.search.metric.startswith("val_loss"):
+                raise ValueError(
+                    f"search.metric is {self.search.metric!r}, which does not compare over {domain.key}; set it to "
+                    "val_error"
+                )
+
+    def trial(self, keys: Mapping[str, Any]) -> TrainConfig:
+        """The training with these keys, without pictures.
+
+        Raises:
+            ValueError: if they do not go together.
+        """
+        base = {entry.name: getattr(self, entry.name) for entry in fields(TrainConfig)}
+        return with_keys(TrainConfig(**{**base, "samples": replace(self.samples, every=0)}), keys)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         UserError: names the key, its value and what is allowed.
         SystemExit: after --help or --print_config.
     """
-    parser = _parser(cls, job)
+    parser = parser_of(cls, job)
     try:
         namespace = parser.parse_args(arguments)
     except (argparse.ArgumentError, UnicodeDecodeError) as error:
-        raise UserError(_explain(parser, job, arguments, getattr(error, "message", str(error)))) from error
+        raise UserError(explain(parser, job, arguments, getattr(error, "message", str(error)))) from error
     try:
         values = parser.instantiate(namespace)
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
@@ -31,14 +31,15 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         raise UserError(_with_group(cls, namespace, error)) from error
 
 
-def _parser(cls: type, job: str) -> ArgumentParser:
+def parser_of(cls: type, job: str) -> ArgumentParser:
+    """The parser of a job's configuration dataclass."""
     parser = ArgumentParser(prog=f"voxfleet {job}", exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of the keys below; may be given several times")
     parser.add_class_arguments(cls, None)
     return parser
 
 
-def _explain(parser: ArgumentParser, job: str, arguments: list[str], message: str) -> str:
+def explain(parser: ArgumentParser, job: str, arguments: list[str], message: str) -> str:
     """jsonargparse's message in one line, in terms of keys, with what to do."""
     help_hint = f"`voxfleet {job} --help` lists the keys"
     # a list of groups: what is wrong is a key of one of them, which is not a key of the parser

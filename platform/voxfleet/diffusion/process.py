@@ -6,6 +6,7 @@ the arithmetic float32. Letters: B batch, S timesteps of a table.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +104,13 @@ class Process:
             uniform = torch.special.ndtri(uniform).sigmoid()
         t = uniform * self.config.timesteps
         return t if self.is_flow else t.long()
+
+    def timestep_at(self, log_snr: float, device: torch.device) -> Tensor:
+        """The timestep () whose log(alpha^2 / sigma^2) is ``log_snr``; of diffusion, the nearest one."""
+        if self.is_flow:
+            return torch.tensor(self.config.timesteps / (1 + math.exp(log_snr / 2)), device=device)
+        signal = _alphas_cumprod(self.config, device)
+        return (torch.logit(signal) - log_snr).abs().argmin()
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noise x0 (B, ...) to timesteps t (B,) with ``noise`` of the same shape."""

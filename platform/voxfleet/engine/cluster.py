@@ -13,26 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+import ray.data
+import ray.util
+from ray._private import ray_constants
+from ray._private.state import state
+
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine.console import say
 from voxfleet.errors import UserError, VoxfleetError
-
-# read when ray is imported or started; a user's own setting wins
-_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a worker's end is seen by this poll
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour; says a FutureWarning otherwise
-    "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told what runs here
-}
-for _key, _value in _ENVIRONMENT.items():
-    os.environ.setdefault(_key, _value)
-
-import ray  # noqa: E402
-import ray.data  # noqa: E402
-import ray.util  # noqa: E402
-from ray._private import ray_constants  # noqa: E402
-from ray._private.state import state  # noqa: E402
 
 _AUTOSCALED = "ray.io/node-group"  # a label that Ray's autoscaler gives its nodes
 _KINDS_SHOWN = 3
@@ -164,6 +153,12 @@ def _asked(config: ResourcesConfig) -> "_Asked":
         {"CPU": config.cpus_per_worker, "GPU": gpus_per_worker(config)},
         "resources.workers" if config.min_workers is None else "resources.min_workers",
     )
+
+
+def capacity(config: ResourcesConfig) -> int:
+    """How many groups of ``workers`` the cluster holds at once."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return _asked(config).fitting(there) // config.workers
 
 
 def lacking(config: ResourcesConfig) -> str | None:

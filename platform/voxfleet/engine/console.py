@@ -69,3 +69,13 @@ class Progress:
         rate = self._rate(now)
         spent = duration(now - self._began) + (f", {rate:.3g} {self._unit}/s" if rate else "")
         say(f"{clear}{self.stage}: {summary} ({spent})")
+
+
+class Quiet(Progress):
+    """The progress of one of several things that run side by side: it has a name, and is not shown."""
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Show nothing."""
+
+    def finish(self, summary: str) -> None:
+        """Show nothing."""

@@ -1,18 +1,25 @@
-"""Pictures of samples while a training runs."""
+"""Samples while a training runs: pictures of them, and their distance from the validation split."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from voxfleet.config.jobs import SamplesConfig
 from voxfleet.data.shards import Manifest
-from voxfleet.diffusion.noise import row_seed
-from voxfleet.diffusion.process import Process
+from voxfleet.diffusion.noise import Draws, row_seed
+from voxfleet.diffusion.process import FLOW, Process
+from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.engine.ingest import Reader
+from voxfleet.engine.validation import to_batch
+from voxfleet.metrics.latents import energy_coefficient
 from voxfleet.models import DiT3D
 from voxfleet.packages import ModelBundle, load_autoencoder
 from voxfleet.report.figures import mosaic
 from voxfleet.train.diffusion import DiffusionRecipe
+
+_STEPS = 16  # of the sampler that measures quality
 
 
 @dataclass(frozen=True)
@@ -27,24 +34,10 @@ class SampleMosaic:
         """A PNG of the samples that ``model`` draws: images where there is an autoencoder, else the first channel."""
         labels = [name for name in self.manifest.classes for _ in range(self.config.per_class)]
         seeds = [row_seed(0, 0, number % self.config.per_class) for number in range(len(labels))]
-        volumes = self._volumes(self._bundle(model).sample(labels, seeds, self.config.sampler), device)
-        return mosaic(volumes.float().cpu().numpy(), labels)
-
-    def _bundle(self, model: nn.Module) -> ModelBundle:
-        assert isinstance(model, DiT3D)
-        return ModelBundle(
-            model=model,
-            network=model,
-            precision="float32",
-            process=Process(self.recipe.diffusion),
-            mean=self.recipe.mean,
-            std=self.recipe.std,
-            geometry=self.manifest.geometry,
-            classes=self.manifest.classes,
-            limits=self.manifest.limits,
-            autoencoder_fingerprint=self.manifest.autoencoder,
-            fingerprint="",
+        volumes = self._volumes(
+            _bundle(self.recipe, self.manifest, model).sample(labels, seeds, self.config.sampler), device
         )
+        return mosaic(volumes.float().cpu().numpy(), labels)
 
     def _volumes(self, latents: Tensor, device: torch.device) -> Tensor:
         """(n, D, H, W) in [0, 1]."""
@@ -54,3 +47,44 @@ class SampleMosaic:
         first = latents[:, 0]
         low, high = (torch.quantile(first.flatten(), q) for q in (0.01, 0.99))
         return ((first - low) / (high - low)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class SampleDistance:
+    """How far samples are from the latents of the validation split, in the same standardised space.
+
+    ``number`` samples, of the split's labels in turn, always from the same noise, in few steps without guidance.
+    """
+
+    recipe: DiffusionRecipe
+    manifest: Manifest
+    number: int
+
+    def __call__(self, model: nn.Module, device: torch.device, reader: Reader) -> float:
+        """The energy coefficient; see ``metrics.latents``."""
+        rows = np.arange(len(reader.index))
+        batch = to_batch(reader.read(rows), device)
+        real = self.recipe.latents(batch, Draws(0, 0, torch.from_numpy(rows).to(device)))
+        labels = [self.manifest.classes[int(batch["label"][number % len(rows)])] for number in range(self.number)]
+        seeds = [row_seed(0, 0, number) for number in range(self.number)]
+        name = "heun" if self.recipe.diffusion.schedule == FLOW else "dpm-solver++"
+        sampler = SamplerConfig(name=name, steps=_STEPS, guidance_scale=1.0)
+        drawn = _bundle(self.recipe, self.manifest, model).sample(labels, seeds, sampler)
+        return energy_coefficient(self.recipe.standardised(drawn).flatten(1), real.flatten(1))
+
+
+def _bundle(recipe: DiffusionRecipe, manifest: Manifest, model: nn.Module) -> ModelBundle:
+    assert isinstance(model, DiT3D)
+    return ModelBundle(
+        model=model,
+        network=model,
+        precision="float32",
+        process=Process(recipe.diffusion),
+        mean=recipe.mean,
+        std=recipe.std,
+        geometry=manifest.geometry,
+        classes=manifest.classes,
+        limits=manifest.limits,
+        autoencoder_fingerprint=manifest.autoencoder,
+        fingerprint="",
+    )

@@ -23,7 +23,7 @@ UNSENT = f"{_HIDDEN}/unsent.json"
 # what a folder is made with, but does not depend on; a campaign may grow
 _NOT_CONTENT = (
     *("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands"),
-    *("gradient_checkpointing", "loading.mode", "samples", "audit"),
+    *("gradient_checkpointing", "loading.mode", "samples", "audit", "search.trials", "search.max_concurrent"),
     *(f"trainer.{key}" for key in ("keep_newest", "keep_best", "max_failures")),
 )
 
@@ -44,7 +44,8 @@ def digest(document: Any) -> str:
 class Output:
     """The folder of a job, its configuration, and digests of what it reads, by the key that names it.
 
-    ``run`` is the folder of the run whose record tells of this output, where that is another.
+    ``run`` is the folder of the run whose record tells of this output, where that is another; ``parent`` is the output
+    of the job whose record this one's is a part of.
     """
 
     job: str
@@ -52,6 +53,7 @@ class Output:
     config: Any
     inputs: Mapping[str, str] = field(default_factory=dict)
     run: str | None = None
+    parent: "Output | None" = None
 
     def check(self) -> None:
         """Make sure that the job may write here: the folder is new or empty, or the same job began it.
@@ -88,16 +90,19 @@ class Output:
         self.check()
         uri = storage.join(self.folder, JOB_FILE)
         if not storage.exists(uri):
-            record = {"job": self.job, "voxfleet": __version__, "record": self._key, "inputs": dict(self.inputs)}
+            record = {"job": self.job, "voxfleet": __version__, "record": self.key, "inputs": dict(self.inputs)}
             storage.write_json(uri, {**record, "config": as_document(self.config)})
 
     def record(self, name: str) -> Record:
         """The job's record, which is found by a key in the folder: a folder that is removed begins a new one."""
         begun = storage.exists(storage.join(self.folder, JOB_FILE))
-        return Record(name=name, key=self._key, unsent=storage.join(self.folder, UNSENT), begun=begun)
+        unsent = storage.join(self.folder, UNSENT)
+        parent = self.parent.key if self.parent else None
+        return Record(name=name, key=self.key, unsent=unsent, begun=begun, parent=parent)
 
     @functools.cached_property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """What finds the record again."""
         uri = storage.join(self.folder, JOB_FILE)
         known = storage.read_json(uri) if storage.exists(uri) else {}
         return known.get("record") or uuid.uuid4().hex

@@ -22,17 +22,10 @@ def run(config: TrainConfig) -> None:
     outputs = training_outputs("train", config, manifest)
     if outputs.are_done():
         return
-    _check_model(config, manifest)
+    check_model(config, manifest)
     for warning in config.warnings:
         say(f"train: warning: {warning}")
-    recipe = DiffusionRecipe(
-        config.model,
-        config.diffusion,
-        tuple(manifest.mean),
-        tuple(manifest.std),
-        gradient_checkpointing=config.gradient_checkpointing,
-        augment=config.augment,
-    )
+    recipe = recipe_of(config, manifest)
     train_package(
         outputs,
         config,
@@ -62,7 +55,24 @@ def _absolute(samples: SamplesConfig) -> SamplesConfig:
     return samples if samples.autoencoder is None else absolute_paths(samples, "autoencoder")
 
 
-def _check_model(config: TrainConfig, manifest: Manifest) -> None:
+def recipe_of(config: TrainConfig, manifest: Manifest) -> DiffusionRecipe:
+    """How ``config`` trains on the latents of ``manifest``."""
+    return DiffusionRecipe(
+        config.model,
+        config.diffusion,
+        tuple(manifest.mean),
+        tuple(manifest.std),
+        gradient_checkpointing=config.gradient_checkpointing,
+        augment=config.augment,
+    )
+
+
+def check_model(config: TrainConfig, manifest: Manifest) -> None:
+    """Make sure that the network and what is asked for fit the latents.
+
+    Raises:
+        UserError: names the key that does not.
+    """
     expected = {
         "model.in_channels": (config.model.in_channels, manifest.shape[0]),
         "model.input_size": (config.model.input_size, manifest.shape[1:]),

@@ -26,9 +26,10 @@ from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine.cluster import actors, gpus_per_worker, kill_actors, lacking, ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.ingest import Split
-from voxfleet.engine.validation import Beside, Mosaic, Place, Validation
+from voxfleet.engine.mailbox import Mailbox
+from voxfleet.engine.validation import Beside, Mosaic, Place, Rungs, Validation
 from voxfleet.engine.worker import Fit, work
-from voxfleet.errors import UserError, VoxfleetError, WorkMissingError
+from voxfleet.errors import UnfitError, UserError, VoxfleetError, WorkersLostError, WorkMissingError
 from voxfleet.tracking.base import Tracker
 from voxfleet.train.checkpoint import CheckpointStore, Measures, best_step
 from voxfleet.train.optim import OptimConfig
@@ -36,55 +37,24 @@ from voxfleet.train.state import read_state
 from voxfleet.train.step import Recipe, TrainerConfig
 
 _POLL_S, _END_S, _LOOK_S = 0.5, 10.0, 5.0
-_CONTROLLER = "TrainController"  # Ray Train's actor, in which fit waits; the workers end with it
+CONTROLLER = "TrainController"  # Ray Train's actor, in which fit waits; the workers end with it
 _WORKER = "RayTrainWorker"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a fit leaves: the final state, that of the best checkpoint, and everything that was measured."""
+    """What a fit leaves.
+
+    Attributes:
+        state, best: the final state, and that of the best checkpoint.
+        history: everything that was measured.
+        seconds: how long the fit took, how long until its ``first_step_s``, and how long its workers ``trained_s``.
+    """
 
     state: Mapping[str, Any]
     best: Mapping[str, Any]
     history: list[Measures]
-
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Carries messages from the workers to the driver, which shows and records them."""
-
-    def __init__(self) -> None:
-        self._messages: list[dict[str, Any]] = []
-        self._failures: list[Exception] = []
-        self._diverged: dict[str, Any] = {}
-
-    def put(self, message: dict[str, Any]) -> None:
-        """Leave a message."""
-        self._messages.append(message)
-
-    def fail(self, error: Exception) -> None:
-        """Leave an error that starting again would not mend."""
-        self._failures.append(error)
-
-    def diverged(self, step: int, samples: list[str], broken: list[str]) -> None:
-        """Leave the samples whose loss is not finite, and those of them whose shard holds such numbers."""
-        found = self._diverged
-        found["step"] = step
-        found["samples"] = [*found.get("samples", []), *samples]
-        found["broken"] = [*found.get("broken", []), *broken]
-
-    def drain(self) -> list[dict[str, Any]]:
-        """Take all messages."""
-        messages, self._messages = self._messages, []
-        return messages
-
-    def failures(self) -> list[Exception]:
-        """All errors."""
-        return self._failures
-
-    def divergence(self) -> dict[str, Any]:
-        """What ``diverged`` left."""
-        return self._diverged
+    seconds: dict[str, float]
 
 
 def fit(
@@ -101,10 +71,14 @@ def fit(
     flops: int | None = None,
     mosaic: Mosaic | None = None,
     mosaic_every: int = 0,
+    rungs: Rungs | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train ``recipe`` to the end, from the newest checkpoint in ``folder``/``name`` if there is one.
 
-    ``flops`` are those of a sample's step; ``mosaic`` makes a picture of samples every ``mosaic_every`` epochs.
+    ``flops`` are those of a sample's step; ``mosaic`` makes a picture of samples every ``mosaic_every`` epochs. With
+    ``rungs`` the fit ends early, and another one goes on from there; its workers validate, so that it takes no more
+    than they do.
 
     Raises:
         UserError: if the loss is not finite, a shard cannot be read, or a checkpoint not be written.
@@ -122,9 +96,10 @@ def fit(
         store=store,
         mosaic=mosaic,
         mosaic_every=mosaic_every,
+        rungs=rungs,
     )
     gpus = gpus_per_worker(resources)
-    place = _place(resources, gpus, trainer)
+    place = _place(resources, gpus, trainer, inside=rungs is not None)
     job = Fit(
         validation=validation,
         train=data["train"],
@@ -138,15 +113,16 @@ def fit(
     )
     steps_per_epoch = job.total_steps // trainer.epochs
     beside = Beside(validation, steps_per_epoch, place, tracker)
-    watch = _Watch(job, beside, Progress(name, job.total_steps, "steps"), tracker, resources)
+    watch = _Watch(job, beside, progress or Progress(name, job.total_steps, "steps"), tracker, resources)
     with ray_errors():
         _fit_watched(_trainer(job, folder, name, resources, gpus), watch)
     newest = max(store.steps(), default=0)
-    if newest < job.total_steps:
+    if newest < job.last_step:
         raise _not_finite(name, newest, ray.get(mailbox.divergence.remote()), store)
     watch.finish()
     state, best = (read_state(store.read(step)) for step in (newest, best_step(beside.found) or newest))
-    return Trained(state, best, _merged(state["history"], beside.found))
+    seconds = {"fit_s": time.time() - began, **watch.seconds}
+    return Trained(state, best, _merged(state["history"], beside.found), seconds)
 
 
 def _check_sizes(data: Mapping[str, Split], trainer: TrainerConfig, resources: ResourcesConfig) -> None:
@@ -160,11 +136,11 @@ def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _place(resources: ResourcesConfig, gpus: float, trainer: TrainerConfig) -> Place:
-    """Beside the workers, where what they leave holds another of their kind, or at least a CPU."""
+def _place(resources: ResourcesConfig, gpus: float, trainer: TrainerConfig, *, inside: bool) -> Place:
+    """Beside the workers, where what they leave holds another of their kind, or at least a CPU; or ``inside``."""
     kind, each = ("GPU", gpus) if gpus else ("CPU", resources.cpus_per_worker)
     free = ray.cluster_resources().get(kind, 0) - resources.workers * each
-    beside = free >= (gpus or 1)
+    beside = not inside and free >= (gpus or 1)
     threads = min(resources.cpus_per_worker, int(free)) if beside and not gpus else resources.cpus_per_worker
     return Place(beside=beside, threads=threads, gpus=gpus, size=trainer.part_size(resources.workers))
 
@@ -210,7 +186,7 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
             watch.read()
         watch.read()
     except BaseException:
-        kill_actors(_CONTROLLER)
+        kill_actors(CONTROLLER)
         thread.join(_END_S)  # Ray crashes at times if it is shut down while a thread waits in it
         raise
     if failures := ray.get(watch.job.mailbox.failures.remote()):
@@ -221,7 +197,7 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
         if failures := list(getattr(error, "worker_failures", {}).values()):  # a bug of ours would be in the mailbox
             limit = watch.job.validation.trainer.max_failures
             reason = (str(failures[0]).strip().splitlines() or [type(failures[0]).__name__])[-1]
-            raise WorkMissingError(
+            raise WorkersLostError(
                 f"workers were lost more often than trainer.max_failures ({limit}) allows (the last time: {reason}); "
                 "run the same command again to continue from the last checkpoint"
             ) from error
@@ -238,6 +214,7 @@ class _Watch:
         self._shown: Measures = {}
         self._step: int | None = None
         self._workers: int | None = None
+        self.seconds: dict[str, float] = {}
         self._room = _Room(resources, progress.stage)
 
     def read(self) -> None:
@@ -247,7 +224,10 @@ class _Watch:
                 self._restored(message["restored"], message["history"], message["workers"])
             elif "saved" in message:
                 self._saved(message["saved"])
+            elif "trained_s" in message:
+                self.seconds |= message
             elif "first_step_s" in message:
+                self.seconds["first_step_s"] = message["first_step_s"]
                 self._tracker.log_metrics([message])
             else:
                 self._measured(message)
@@ -343,7 +323,7 @@ def _not_finite(name: str, step: int, found: dict[str, Any], store: CheckpointSt
             f"{name}: the shards hold numbers that are not finite for {', '.join(found['broken'])}; make the shards "
             f"again without these samples ({kept})"
         )
-    return UserError(
+    return UnfitError(
         f"{name}: the loss is not finite at step {found['step']}, for {', '.join(found['samples'])} ({kept}); lower "
         f"optim.lr or check these samples, and name another run, or remove {store.run} to begin again"
     )

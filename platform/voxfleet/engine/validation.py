@@ -12,7 +12,7 @@ from voxfleet import storage
 from voxfleet.data.index import Arrays
 from voxfleet.diffusion.noise import Draws
 from voxfleet.engine.ingest import Reader, Split
-from voxfleet.errors import UserError, VoxfleetError, WorkMissingError
+from voxfleet.errors import UnfitError, VoxfleetError, WorkMissingError
 from voxfleet.models.execution import autocast
 from voxfleet.tracking.base import Tracker
 from voxfleet.train.checkpoint import CheckpointStore, Measures, best_step
@@ -23,7 +23,20 @@ _SEED, _EPOCH = 0, 2**31  # of no training: the draws are the same at every vali
 _SAMPLES = "samples"  # the folder of the mosaics, in a run and in its record
 _NAMED = 8  # samples that a message names
 
+Quality = Callable[[nn.Module, torch.device, Reader], float]  # of samples, beside the validation split; less is better
 Mosaic = Callable[[nn.Module, torch.device], bytes]  # a network with averaged weights to a picture of its samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rungs:
+    """Where a run may pause: after ``epochs`` it is validated, and it ends after ``until``, one of them or the last.
+
+    ``quality``, if there is one, is measured there too, as ``val_distance``.
+    """
+
+    epochs: tuple[int, ...]
+    until: int
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +49,12 @@ class Validation:
     store: CheckpointStore
     mosaic: Mosaic | None = None
     mosaic_every: int = 0
+    rungs: Rungs | None = None
 
     def is_due(self, epoch: int) -> bool:
         """Whether a validation is due after ``epoch`` (from 1)."""
-        return self.trainer.is_due(epoch, self.trainer.validate_every)
+        rung = self.rungs is not None and epoch in self.rungs.epochs
+        return rung or self.trainer.is_due(epoch, self.trainer.validate_every)
 
     def picture(self, model: nn.Module, device: torch.device, step: int, epoch: int) -> None:
         """Write the mosaic of samples, where one is due after ``epoch``."""
@@ -64,7 +79,7 @@ def sums(
     """Sum of each measure over ``rows`` of the split, float64, in batches of ``size``; without rows, zeros.
 
     Raises:
-        UserError: if the loss of a sample is not finite.
+        UnfitError: if the loss of a sample is not finite.
     """
     device = next(model.parameters()).device
     measures: dict[str, Tensor] = {}
@@ -82,17 +97,17 @@ def sums(
     return measures
 
 
-def _not_finite(reader: Reader, rows: np.ndarray) -> UserError:
+def _not_finite(reader: Reader, rows: np.ndarray) -> UnfitError:
     names = ", ".join(str(name) for name in reader.index.subjects[rows[:_NAMED]])
-    return UserError(
+    return UnfitError(
         f"the validation loss is not finite for {names}, of split val; check these samples, or make the shards again "
         "without them"
     )
 
 
-def out_of_memory() -> UserError:
+def out_of_memory() -> UnfitError:
     """What to do where a GPU is too small."""
-    return UserError(
+    return UnfitError(
         "the GPU is out of memory; lower trainer.batch_size, raise trainer.accumulate or set gradient_checkpointing"
     )
 

@@ -54,8 +54,16 @@ class Fit:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        trainer = self.validation.trainer
-        return trainer.epochs * -(-self.train.rows // trainer.batch_size)
+        return self._steps(self.validation.trainer.epochs)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which this fit ends."""
+        rungs = self.validation.rungs
+        return self._steps(rungs.until) if rungs else self.total_steps
+
+    def _steps(self, epochs: int) -> int:
+        return epochs * -(-self.train.rows // self.validation.trainer.batch_size)
 
 
 def work(config: dict[str, Any]) -> None:
@@ -172,9 +180,9 @@ class Worker:
 
     def run(self) -> None:
         """All steps that are left."""
-        first = self.state.step
+        first, began = self.state.step, time.monotonic()
         with closing(ahead(self._batches(), _AHEAD)) as batches:
-            while self.state.step < self.fit.total_steps:
+            while self.state.step < self.fit.last_step:
                 asked = time.monotonic()
                 positions, rows, staged = next(batches)
                 self.clock.waited += time.monotonic() - asked
@@ -188,6 +196,7 @@ class Worker:
                     break
                 if save:
                     self._save(epoch)
+        self._post({"trained_s": time.monotonic() - began})
         self.writer.wait()
 
     def _is_due(self, epoch: int) -> bool:
@@ -320,6 +329,9 @@ class Worker:
         self.state.history.append(measured)
         if self.rank == 0:
             self.fit.validation.picture(self.averaged, self.device, self.state.step, epoch)
+            rungs = self.fit.validation.rungs
+            if rungs and rungs.quality and epoch in rungs.epochs:
+                measured["val_distance"] = rungs.quality(self.averaged, self.device, self.val)
         self._post(measured)
 
     def _reduced(self, values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Peebles & Xie, "Scalable Diffusion Models with Transformers" (2023): adaLN-zero 
 Mo et al., "DiT-3D" (2023). Letters: B batch, C channels, D/H/W voxels, T tokens, E width.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voxfleet.models.attention import Attention, Shape3, plan_windows
+from voxfleet.models.attention import Attention, Shape3, plan_windows, split_axis
 from voxfleet.models.embeddings import TimestepEmbedding, sincos_position
 from voxfleet.models.initial import xavier, zeros
 
@@ -97,6 +98,19 @@ class DiT3DConfig:
             return "strided" if self.strided_every and number % self.strided_every == 0 else "window"
 
         return tuple(kind(i + 1) for i in range(self.depth))
+
+    @property
+    def network(self) -> tuple[Any, ...]:
+        """Equal for configurations that are one and the same network.
+
+        Windows that cut the grid into as many parts are the same, and so are blocks that attend alike.
+        """
+        lengths = zip(self.grid, self.window_size or self.grid, strict=True)
+        window = tuple(max(split_axis(length, size)) for length, size in lengths)
+        kinds = ("global",) * self.depth if window == self.grid else self.attention
+        if set(kinds) == {"global"}:
+            window = self.grid
+        return dataclasses.replace(self, window_size=None, global_every=0, strided_every=0), window, kinds
 
     @property
     def is_cut(self) -> bool:

@@ -2,10 +2,11 @@
 
 import base64
 from dataclasses import dataclass, field
+from typing import Any
 
-from jinja2 import Environment
+from jinja2 import DictLoader, Environment
 
-_TEMPLATE = """<!doctype html>
+_BASE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -19,13 +20,20 @@ th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #d7dde
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .pass { color: #17713a; font-weight: 600; } .fail { color: #b3261e; font-weight: 600; }
 img { max-width: 100%; display: block; } figure { margin: 0 0 1.2rem; } figcaption { color: #566173; }
-pre { background: #f3f5f8; padding: .8rem; overflow-x: auto; }
+pre { background: #f3f5f8; padding: .8rem; overflow-x: auto; } .wide { overflow-x: auto; }
 </style>
 </head>
 <body>
 <h1>{{ title }}</h1>
 <p>{{ lead }}</p>
-<h2>Sanity figures</h2>
+{% block body %}{% endblock %}{% for section, pictures in sections.items() %}<h2>{{ section }}</h2>
+{% for picture in pictures %}<figure><img alt="{{ picture.caption }}" src="data:image/png;base64,{{ picture.base64 }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}{% endfor %}{% block end %}{% endblock %}</body>
+</html>
+"""
+
+_CHECKS = """{% extends "base" %}{% block body %}<h2>Sanity figures</h2>
 <table>
 <thead><tr><th>measure</th><th>value</th><th>wanted</th><th></th></tr></thead>
 <tbody>
@@ -34,14 +42,18 @@ pre { background: #f3f5f8; padding: .8rem; overflow-x: auto; }
 {{- 'pass' if check.passed else 'fail' }}</td></tr>
 {% endfor %}</tbody>
 </table>
-{% for section, pictures in sections.items() %}<h2>{{ section }}</h2>
-{% for picture in pictures %}<figure><img alt="{{ picture.caption }}" src="data:image/png;base64,{{ picture.base64 }}">
-<figcaption>{{ picture.caption }}</figcaption></figure>
-{% endfor %}{% endfor %}{% if commands %}<h2>How it was made</h2>
+{% endblock %}{% block end %}{% if commands %}<h2>How it was made</h2>
 <pre>{{ commands | join('\n') }}</pre>
-{% endif %}</body>
-</html>
-"""
+{% endif %}{% endblock %}"""
+
+
+def render(template: str, **content: Any) -> str:
+    """A page in the form of all pages: ``title``, ``lead``, what ``template`` puts into the blocks, and ``sections``.
+
+    Everything that is put in is escaped.
+    """
+    environment = Environment(loader=DictLoader({"base": _BASE, "page": template}), autoescape=True)
+    return environment.get_template("page").render(**content)
 
 
 @dataclass(frozen=True)
@@ -79,5 +91,4 @@ class Page:
 
     def html(self) -> str:
         """The page; everything that is put in is escaped."""
-        template = Environment(autoescape=True).from_string(_TEMPLATE)
-        return template.render(**vars(self))
+        return render(_CHECKS, **vars(self))

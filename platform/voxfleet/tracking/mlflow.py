@@ -17,6 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from voxfleet import storage
 from voxfleet.errors import UserError
@@ -209,10 +210,17 @@ def _local_file(uri: str) -> Iterator[str]:
 def _find_or_create(client: mlflow.MlflowClient, experiment: str, record: Record, files: str | None) -> str:
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=files)
-    runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{record.key}'", max_results=1)
-    if runs:
-        return runs[0].info.run_id
-    return client.create_run(experiment_id, run_name=record.name, tags={RUN_KEY_TAG: record.key}).info.run_id
+
+    def run_of(key: str) -> str | None:
+        runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'", max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    if run_id := run_of(record.key):
+        return run_id
+    tags = {RUN_KEY_TAG: record.key}
+    if record.parent and (parent := run_of(record.parent)):
+        tags[MLFLOW_PARENT_RUN_ID] = parent
+    return client.create_run(experiment_id, run_name=record.name, tags=tags).info.run_id
 
 
 def _is_final(error: Exception) -> bool:

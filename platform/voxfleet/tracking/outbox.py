@@ -51,24 +51,27 @@ class Store(Protocol):
 class Record:
     """The record of a job: its ``name``, the ``key`` that finds it again, and the file that keeps what is not sent.
 
-    ``begun`` says whether an earlier run began it.
+    ``begun`` says whether an earlier run began it, ``parent`` is the key of the record that it is a part of.
     """
 
     name: str
     key: str
     unsent: str
     begun: bool
+    parent: str | None = None
 
     @classmethod
     def read(cls, unsent: str) -> "tuple[Record, list[Operation]]":
         """The record whose file is ``unsent``, and the operations in it."""
         document = storage.read_json(unsent)
-        return cls(name=document["name"], key=document["key"], unsent=unsent, begun=True), document["operations"]
+        facts = {name: document.get(name) for name in ("name", "key", "parent")}
+        return cls(**facts, unsent=unsent, begun=True), document["operations"]
 
     def keep(self, operations: list[Operation]) -> None:
         """Write the file, or remove it where nothing is left."""
         if operations:
-            storage.write_json(self.unsent, {"name": self.name, "key": self.key, "operations": operations})
+            facts = {"name": self.name, "key": self.key, "parent": self.parent}
+            storage.write_json(self.unsent, {**facts, "operations": operations})
         elif storage.exists(self.unsent):
             storage.remove(self.unsent)
 

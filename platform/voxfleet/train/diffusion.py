@@ -16,6 +16,7 @@ from voxfleet.train.step import Batch
 # streams of the keyed draws: each use of randomness has its own
 POSTERIOR, TIMESTEP, NOISE, LABEL, MIRROR, BLUR = range(6)
 BUCKETS = 4  # of equal width in time, by which the validation loss is shown
+LOG_SNRS = (4.0, 2.0, 0.0, -2.0, -4.0)  # where networks of different processes are compared
 _SAGITTAL = 2  # the axis of (B, C, D, H, W) that goes from left to right in RAS
 
 
@@ -62,6 +63,10 @@ class DiffusionRecipe:
         """A standardised draw from each sample's posterior, (B, C, D, H, W)."""
         eps = draws.normal(POSTERIOR, tuple(batch["mu"].shape[1:]))
         x = batch["mu"].float() + torch.exp(0.5 * batch["logvar"].float()) * eps
+        return self.standardised(x)
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """Latents (B, C, D, H, W) with the mean and standard deviation of the training split taken out."""
         return (x - _channels(self.mean, x.device)) / _channels(self.std, x.device)
 
     def parameter_groups(self, model: nn.Module) -> ParameterGroups:
@@ -78,12 +83,30 @@ class DiffusionRecipe:
     def validate(self, model: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The same loss, with every label kept: in each part of time, and their mean as ``loss``, each (B,).
 
-        In each part, a sample's timestep is the same at every validation; as is its noise.
+        In each part, a sample's timestep is the same at every validation; as is its noise. ``error`` compares networks
+        of any target, weighting and schedule.
         """
         x0, uniform = self.latents(batch, draws), draws.uniform(TIMESTEP)
         times = {f"loss_t{bucket + 1}of{BUCKETS}": (bucket + uniform) / BUCKETS for bucket in range(BUCKETS)}
         found = {name: self._loss(model, x0, batch["label"], time, draws) for name, time in times.items()}
-        return {"loss": torch.stack(list(found.values())).mean(dim=0), **found}
+        loss = torch.stack(list(found.values())).mean(dim=0)
+        return {"loss": loss, **found, "error": self._error(model, x0, batch["label"], draws)}
+
+    def _error(self, model: nn.Module, x0: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """Squared error of the velocity of the variance-preserving path, mean over fixed signal-to-noise ratios, (B,).
+
+        That of x0 times 1 + SNR: between 0 and about 1 at any ratio, whatever is predicted and however noise grows.
+        """
+        process, noise = Process(self.diffusion), draws.normal(NOISE, tuple(x0.shape[1:]))
+        errors = []
+        for log_snr in LOG_SNRS:
+            t = process.timestep_at(log_snr, x0.device).expand(len(x0))
+            x = process.q_sample(x0, t, noise)
+            answer = model(x, t, labels).float()[:, : x0.shape[1]]
+            error = (process.convert(x, answer, t, "x0") - x0).square().flatten(1).mean(dim=1)
+            alpha, sigma = process.levels(t)
+            errors.append(error * (1 + (alpha / sigma).square()).float())
+        return torch.stack(errors).mean(dim=0)
 
     def _augmented(self, x0: Tensor, draws: Draws) -> Tensor:
         if self.augment.mirror:

@@ -294,6 +294,19 @@ def matrix_rate(precision: str, device: torch.device) -> float:
     return flops / _seconds(call, 1, device)
 
 
+def passes_per_s(config: DiT3DConfig, batch_size: int, precision: str, device: torch.device) -> float | None:
+    """Forward passes a second, of one sample each, in batches of ``batch_size``; None where memory is short."""
+    shape = (config.in_channels, *config.input_size)
+    try:
+        model = DiT3D(config).to(device)
+        subject = Subject(model, config, shape, batch_size, resolve_precision(precision, device), "eager", device)
+        call = forward(subject, SamplerConfig())
+        call()
+        return batch_size / _seconds(call, max(1, math.ceil(_SHORTEST_S / _seconds(call, 1, device))), device)
+    except torch.OutOfMemoryError:
+        return None
+
+
 def _in_turn(
     build: Callable[[], Call], reference: Call, repeats: int, device: torch.device
 ) -> tuple[list[float], list[float]]:

@@ -1,0 +1,168 @@
+"""The check of a search space: what is impossible, what is the same network twice, and what memory does not hold."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from voxfleet import storage
+from voxfleet.config.jobs import TrainConfig, TuneConfig
+from voxfleet.config.resources import ResourcesConfig
+from voxfleet.data.shards import Manifest
+from voxfleet.engine.cluster import gpus_per_worker
+from voxfleet.engine.console import say
+from voxfleet.engine.output import as_document, digest
+from voxfleet.engine.train import check_model
+from voxfleet.errors import UserError
+from voxfleet.search.space import MOST_LISTED, Keys, combinations, size, words
+from voxfleet.train.memory import Need, measured_bytes
+
+Found = dict[str, Any]  # lists of combinations: kept, removed (and why), merged (with which)
+
+_SHOWN = 12  # lines of each kind
+_FILLED = 0.9  # of the memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a worker has, in bytes, and how much a real step took of what was counted for it."""
+
+    limit: float
+    factor: float
+
+    def check(self, need: Need) -> None:
+        """Make sure that there is enough.
+
+        Raises:
+            ValueError: if there is not.
+        """
+        if (wanted := need.bytes() * self.factor) > _FILLED * self.limit:
+            raise ValueError(f"needs about {wanted / 1e9:.3g} GB of memory, a worker has {self.limit / 1e9:.3g} GB")
+
+
+@dataclass
+class Candidates:
+    """The combinations of a search, as they are looked at.
+
+    Attributes:
+        config: of the search.
+        manifest: of the latents.
+        memory: what a worker has, once it is known.
+    """
+
+    config: TuneConfig
+    manifest: Manifest
+    memory: Memory | None = None
+
+    def training(self, keys: Keys) -> TrainConfig:
+        """What is trained with ``keys``.
+
+        Raises:
+            ValueError: if it cannot be.
+        """
+        training = self.config.trial(keys)
+        check_model(training, self.manifest)
+        if training.trainer.batch_size < self.config.resources.workers:
+            raise ValueError(f"trainer.batch_size is {training.trainer.batch_size}, fewer than workers")
+        if self.memory:
+            self.memory.check(self.need(training))
+        return training
+
+    def need(self, training: TrainConfig) -> Need:
+        """What a worker holds."""
+        part = training.trainer.part_size(self.config.resources.workers)
+        return Need(training.model, -(-part // training.trainer.accumulate), training.gradient_checkpointing)
+
+    def network(self, keys: Keys) -> str:
+        """Equal for combinations that train the same.
+
+        Raises:
+            ValueError: as ``training``.
+        """
+        training = self.training(keys)
+        return digest({**as_document(training), "model": str(training.model.network)})
+
+    def listed(self) -> Found:
+        """All combinations, where they can be listed: those that are left, are removed (why), and are merged (with)."""
+        found: Found = {"kept": [], "removed": [], "merged": []}
+        if size(self.config.search.domains) > MOST_LISTED:
+            return found
+        networks: dict[str, Keys] = {}
+        for keys in combinations(self.config.search.domains):
+            try:
+                name = self.network(keys)
+            except ValueError as error:
+                found["removed"].append({"keys": keys, "why": str(error)})
+                continue
+            if name in networks:
+                found["merged"].append({"keys": keys, "same": networks[name]})
+            else:
+                networks[name] = keys
+                found["kept"].append(keys)
+        if not found["kept"]:
+            why = found["removed"][0]
+            raise UserError(
+                f"nothing in search.space can be trained: {len(found['removed'])} combinations are impossible, such as "
+                f"{words(why['keys'])}: {why['why']}"
+            )
+        return found
+
+    def measure(self, folder: str) -> None:
+        """Take the memory from the file of an earlier run, or measure it in a step of one combination."""
+        uri = storage.join(folder, "memory.json")
+        if not storage.exists(uri):
+            storage.write_json(uri, self._measured())
+        self.memory = Memory(**storage.read_json(uri))
+
+    def _measured(self) -> dict[str, float]:
+        resources = self.config.resources
+        gpus = gpus_per_worker(resources)
+        task = _measure.options(num_cpus=resources.cpus_per_worker, num_gpus=gpus)
+        training = self._example()
+        need = self.need(training)
+        measured, limit = ray.get(task.remote(need, training.trainer.precision, gpus))
+        return {"limit": limit or _node_memory(resources), "factor": measured / need.bytes()}
+
+    def _example(self) -> TrainConfig:
+        """A combination to measure, neither small nor one that is likely too large: the median of what is counted."""
+        few = [self.training(keys) for keys in self.listed()["kept"][:_SHOWN]] or [self.config.trial({})]
+        return sorted(few, key=lambda training: self.need(training).bytes())[len(few) // 2]
+
+
+@ray.remote(max_calls=1)
+def _measure(need: Need, precision: str, gpus: float) -> tuple[int, float]:
+    """Bytes of a real step, and those that a worker's share of the GPU has (0 without one)."""
+    device = torch.device("cuda" if gpus else "cpu")
+    limit = min(gpus, 1.0) * torch.cuda.get_device_properties(device).total_memory if gpus else 0.0
+    try:
+        return measured_bytes(need, precision, device), limit
+    except torch.OutOfMemoryError:
+        return need.bytes(), limit
+
+
+def _node_memory(resources: ResourcesConfig) -> float:
+    """Memory of a worker on a CPU: its share of the smallest node that holds one."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = [
+        node["memory"] * resources.cpus_per_worker / node["CPU"]
+        for node in nodes
+        if node.get("CPU", 0) >= resources.cpus_per_worker
+    ]
+    return min(shares)
+
+
+def say_listed(found: Found) -> None:
+    """Show what the check left."""
+    removed, merged = found["removed"], found["merged"]
+    if found["kept"]:
+        say(
+            f"tune: {len(found['kept'])} networks to try; of the combinations {len(removed)} are impossible, "
+            f"{len(merged)} are the same as others"
+        )
+    lines = [f"tune: impossible: {words(entry['keys'])}: {entry['why']}" for entry in removed[:_SHOWN]]
+    lines += [f"tune: the same: {words(entry['keys'])} as {words(entry['same'])}" for entry in merged[:_SHOWN]]
+    for line in lines:
+        say(line)
+    if len(removed) + len(merged) > len(lines):
+        say(f"tune: and {len(removed) + len(merged) - len(lines)} more, in space.json")
