@@ -6,6 +6,7 @@ or not at all. What fails for a moment on a remote file system is tried again.
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -13,7 +14,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import sleep, time
 from typing import Any, TypeVar
@@ -162,6 +163,33 @@ def names(uri: str) -> list[str]:
 
     every = [info.base_name for info in _done("list", uri, found)]
     return sorted(name for name in every if not name.endswith(TEMPORARY_SUFFIX))
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Hold the file ``uri`` until the end or the death of this process; where it is remote, nothing is held.
+
+    Folders that were made for it are removed again where nothing else was put beside it.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    if not is_local(uri):
+        yield
+        return
+    path = Path(absolute(uri))
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            if made and list(path.parent.iterdir()) == [path]:
+                path.unlink()
+                with contextlib.suppress(OSError):  # one that holds something else by now
+                    for folder in made:
+                        folder.rmdir()
 
 
 def remove_unfinished(uri: str, older_s: float) -> None:

@@ -1,5 +1,11 @@
 """The whole path at a tiny size, run once by the command line's own entry, on the shared Ray session."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +31,15 @@ TINY = {
     "generate": ["--campaign.samples", "3", "--sampler.steps", "4", "--batch_size", "2"],
     "evaluate": [],
 }
+EXTRA = {  # jobs that are no part of the path
+    "tune": [
+        *["--model.input_size", "[8,10,8]", "--model.hidden_size", "24", "--model.num_heads", "2"],
+        *["--trainer.batch_size", "4", "--search.max_samples", "54", "--search.trials", "4"],
+        "--search.space",
+        '{"model.window_size": {"choice": [[1,1,1], [2,2,2], [3,3,3], null]}, "model.depth": {"choice": [1, 2]}}',
+    ],
+}
+_DEADLINE_S = 240
 PATHS = ("output", "package", "data", "autoencoder", "model", "synthetic", "volumes", "page")
 
 
@@ -42,7 +57,7 @@ class Workspace:
 
     def arguments(self, job, *more):
         """The command line of ``job``: the demo's configuration, made tiny, and ``more``."""
-        return [job, "--config", str(self.configs / job / "demo.yaml"), *TINY[job], *more]
+        return [job, "--config", str(self.configs / job / "demo.yaml"), *{**TINY, **EXTRA}[job], *more]
 
     def run(self, job, *more):
         """Run ``job`` in this process, in the workspace; returns the exit code."""
@@ -58,6 +73,58 @@ def workspace(tmp_path_factory, ray_session):
     for job in TINY:
         assert space.run(job) == 0, job
     return space
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Jobs of a workspace as processes of their own, which write to ``log``."""
+
+    workspace: Workspace
+    log: Path
+
+    @contextlib.contextmanager
+    def started(self, job, *more):
+        """The job in a group of its own, which ends with the block."""
+        with self.log.open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "voxfleet.cli", *self.workspace.arguments(job, *more)],
+                cwd=self.workspace.root,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+            )
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def interrupt_when(self, happened, number, job, *more):
+        """Start the job, send it the signal as soon as ``happened()``, and return its exit code."""
+        with self.started(job, *more) as process:
+            deadline = time.monotonic() + _DEADLINE_S
+            while not happened():
+                assert process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.02)
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as a terminal does
+            else:
+                process.send_signal(number)
+            return process.wait(timeout=60)
+
+    def finish(self, job, *more):
+        """Run the job to its end."""
+        with self.started(job, *more) as process:
+            assert process.wait(timeout=_DEADLINE_S) == 0, self.log.read_text()
+
+
+@pytest.fixture
+def processes(workspace, tmp_path):
+    """Runs jobs as processes."""
+    return Processes(workspace, tmp_path / "log")
 
 
 @pytest.fixture

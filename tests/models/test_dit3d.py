@@ -297,3 +297,40 @@ def test_latents_of_another_shape_are_refused():
     model = tiny()
     with pytest.raises(ValueError, match="takes"):
         model(torch.zeros(1, 2, 5, 7, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+
+
+GRID = {"input_size": (10, 14, 6), "patch_size": (2, 2, 2), "depth": 4}  # 5 x 7 x 3 tokens
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"window_size": (3, 4, 3)}, {"window_size": (4, 4, 3)}, True),  # 5 tokens are cut as 3 + 2 by both
+        ({"window_size": (3, 4, 3)}, {"window_size": (3, 3, 3)}, False),
+        ({"window_size": (5, 7, 3)}, {"window_size": (9, 9, 9)}, True),
+        ({"window_size": (9, 9, 9)}, {"window_size": None}, True),
+        ({"window_size": (9, 9, 9), "global_every": 2}, {"window_size": None, "strided_every": 3}, True),
+        ({"window_size": (3, 4, 3), "global_every": 1}, {"window_size": (2, 2, 2), "global_every": 1}, True),
+        ({"window_size": (3, 4, 3), "global_every": 5}, {"window_size": (3, 4, 3)}, True),  # beyond the last block
+        ({"window_size": (3, 4, 3), "global_every": 2}, {"window_size": (3, 4, 3)}, False),
+        ({"window_size": (3, 4, 3), "global_every": 2, "strided_every": 2}, {"global_every": 2}, True),
+        ({"window_size": (3, 4, 3), "global_every": 2, "strided_every": 3}, {"global_every": 2}, False),
+        ({"depth": 4}, {"depth": 3}, False),
+        ({"num_heads": 2}, {"num_heads": 3}, False),
+    ],
+)
+def test_configurations_of_one_network_are_known(one, other, same):
+    configs = [DiT3DConfig(**{**GRID, **changes}) for changes in (one, other)]
+    assert (configs[0].network == configs[1].network) == same
+    if same:  # and they do compute the same
+        answers = []
+        for config in configs:
+            torch.manual_seed(0)
+            model = DiT3D(config).eval()
+            torch.nn.init.normal_(model.final_layer.linear.weight)
+            for block in model.blocks:
+                torch.nn.init.normal_(block.modulation.weight, std=0.5)
+            x = torch.randn(1, 4, 10, 14, 6, generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                answers.append(model(x, torch.tensor([500.0]), torch.tensor([1])))
+        torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-4)  # tokens of another order are added in another order

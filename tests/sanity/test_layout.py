@@ -21,7 +21,7 @@ CONFIGS = sorted((SOURCE.parents[1] / "configs").glob("*/*.yaml"))
 LEVELS = {
     **dict.fromkeys(["errors", "storage"], 0),
     **dict.fromkeys(["models", "diffusion", "metrics", "foreign"], 1),
-    **dict.fromkeys(["data", "packages", "train", "tracking", "report"], 2),
+    **dict.fromkeys(["data", "packages", "train", "tracking", "report", "search"], 2),
     "config": 3,
     "engine": 4,
     "cli": 5,

@@ -244,3 +244,11 @@ def test_pauses_grow_to_a_minute():
 )
 def test_addresses_are_shown_without_passwords(text, shown):
     assert masked(text) == shown
+
+
+def test_a_store_that_takes_no_record_at_the_end_is_not_asked_for_files(record):
+    """It would wait for the same silence twice."""
+    store = FakeStore(failures=100)
+    operations = [{"kind": "tags", "tags": {"a": "b"}}, {"kind": "artifact", "uri": "x", "folder": ""}]
+    assert outbox(store, record, operations=operations, flush_s=0, pause=lambda failures: 60.0).close() == 2
+    assert store.calls <= 2  # the second one, if both were tried before the end

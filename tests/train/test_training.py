@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from voxfleet.diffusion.noise import Draws
-from voxfleet.diffusion.process import DiffusionConfig
+from voxfleet.diffusion.process import DiffusionConfig, Process, spread
 from voxfleet.models import DiT3DConfig
-from voxfleet.train.diffusion import AugmentConfig, DiffusionRecipe
+from voxfleet.train.diffusion import LOG_SNRS, AugmentConfig, DiffusionRecipe
 from voxfleet.train.optim import OptimConfig, learning_rate
 from voxfleet.train.state import TrainState, read_state, state_bytes
 from voxfleet.train.step import train_step
@@ -226,3 +226,35 @@ def test_the_loss_curve_is_pinned():
     state = fresh()
     losses = [step(state, epoch=epoch).item() / 4 for epoch in range(20)]
     assert losses == pytest.approx(PINNED, abs=2e-4)
+
+
+class Knows(torch.nn.Module):
+    """Answers, in terms of ``target``, that x0 is ``guess``."""
+
+    def __init__(self, process, guess):
+        super().__init__()
+        self.process, self.guess = process, guess
+
+    def forward(self, x, t, y):
+        of_x, of_x0 = self.process.conversion("x0", self.process.config.target, t)
+        return spread(of_x, x) * x + spread(of_x0, x) * self.guess
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        {"target": "epsilon"},
+        {"target": "v", "schedule": "cosine"},
+        {"target": "x0", "weighting": "min-snr"},
+        {"target": "v", "schedule": "flow"},
+    ],
+)
+def test_the_error_compares_networks_of_any_process(diffusion):
+    """The same belief about x0 has the same error, whatever is predicted, weighted and however noise grows."""
+    recipe = dataclasses.replace(RECIPE, diffusion=DiffusionConfig(**diffusion))
+    data, draws = batch(), Draws(0, 0, torch.arange(4))
+    x0 = recipe.latents(data, draws)
+    found = recipe.validate(Knows(Process(recipe.diffusion), torch.zeros_like(x0)), data, draws)["error"]
+    factor = np.mean([1 + np.exp(log_snr) for log_snr in LOG_SNRS])
+    torch.testing.assert_close(found, factor * x0.square().flatten(1).mean(dim=1), rtol=0.02, atol=0)
+    assert recipe.validate(Knows(Process(recipe.diffusion), x0), data, draws)["error"].max() < 1e-6

@@ -1,5 +1,6 @@
 """The check of a search space: what is impossible, what is the same network twice, and what memory does not hold."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from voxfleet.train.memory import Need, measured_bytes
 Found = dict[str, Any]  # lists of combinations: kept, removed (and why), merged (with which)
 
 _SHOWN = 12  # lines of each kind
+_TRIED, _PART = 32, 16  # combinations of which one is measured, and its samples
 _FILLED = 0.9  # of the memory
 
 
@@ -118,27 +120,32 @@ class Candidates:
     def _measured(self) -> dict[str, float]:
         resources = self.config.resources
         gpus = gpus_per_worker(resources)
+        some = [self.training(keys) for keys in self.listed()["kept"][:_TRIED]] or [self.config.trial({})]
+        needs = sorted({self.need(training) for training in some}, key=Need.bytes)
         task = _measure.options(num_cpus=resources.cpus_per_worker, num_gpus=gpus)
-        training = self._example()
-        need = self.need(training)
-        measured, limit = ray.get(task.remote(need, training.trainer.precision, gpus))
-        return {"limit": limit or _node_memory(resources), "factor": measured / need.bytes()}
-
-    def _example(self) -> TrainConfig:
-        """A combination to measure, neither small nor one that is likely too large: the median of what is counted."""
-        few = [self.training(keys) for keys in self.listed()["kept"][:_SHOWN]] or [self.config.trial({})]
-        return sorted(few, key=lambda training: self.need(training).bytes())[len(few) // 2]
+        memory = None if gpus else _node_memory(resources)
+        limit, factor = ray.get(task.remote(needs, self.config.trainer.precision, gpus, memory))
+        return {"limit": limit, "factor": factor}
 
 
 @ray.remote(max_calls=1)
-def _measure(need: Need, precision: str, gpus: float) -> tuple[int, float]:
-    """Bytes of a real step, and those that a worker's share of the GPU has (0 without one)."""
+def _measure(needs: list[Need], precision: str, gpus: float, memory: float | None) -> tuple[float, float]:
+    """Memory of a worker, which on a GPU is its share of that, and what a real step took over what was counted.
+
+    The step is of a network in the middle of those that surely fit, and of few samples; where none fits, what is
+    counted has to do.
+    """
     device = torch.device("cuda" if gpus else "cpu")
-    limit = min(gpus, 1.0) * torch.cuda.get_device_properties(device).total_memory if gpus else 0.0
+    limit = memory or min(gpus, 1.0) * torch.cuda.get_device_properties(device).total_memory
+    small = [dataclasses.replace(need, part=min(need.part, _PART)) for need in needs]
+    fitting = [need for need in small if need.bytes() < limit / 2]
+    if not fitting:
+        return limit, 1.0
+    need = fitting[len(fitting) // 2]
     try:
-        return measured_bytes(need, precision, device), limit
-    except torch.OutOfMemoryError:
-        return need.bytes(), limit
+        return limit, measured_bytes(need, precision, device) / need.bytes()
+    except torch.OutOfMemoryError:  # somebody else is on the GPU
+        return limit, 1.0
 
 
 def _node_memory(resources: ResourcesConfig) -> float:

@@ -38,7 +38,7 @@ def job_session(output: Output, *, workers: bool = False, name: str | None = Non
 @contextlib.contextmanager
 def recorded(output: Output, name: str | None = None) -> Iterator[Tracker]:
     """``job_session`` of a job that needs no Ray."""
-    with open_tracker(output.config.tracking, output.record(name or output.job), say) as tracker:
+    with output.held(), open_tracker(output.config.tracking, output.record(name or output.job), say) as tracker:
         output.claim()
         document = as_document(output.config)
         tracker.log_params({"job": output.job, "inputs": dict(output.inputs), **document})

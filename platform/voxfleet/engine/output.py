@@ -1,11 +1,12 @@
 """Who an output folder belongs to: the job, the configuration and the inputs that began it."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from voxfleet.tracking.record import send_unsent
 _HIDDEN = ".voxfleet"  # BIDS validators pass over it
 JOB_FILE = f"{_HIDDEN}/job.json"
 LEDGER = f"{_HIDDEN}/ledger"
-UNSENT = f"{_HIDDEN}/unsent.json"
+UNSENT, LOCK = f"{_HIDDEN}/unsent.json", f"{_HIDDEN}/lock"
 # what a folder is made with, but does not depend on; a campaign may grow
 _NOT_CONTENT = (
     *("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands"),
@@ -93,6 +94,21 @@ class Output:
             record = {"job": self.job, "voxfleet": __version__, "record": self.key, "inputs": dict(self.inputs)}
             storage.write_json(uri, {**record, "config": as_document(self.config)})
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only run that works in the folder, as far as its storage can tell.
+
+        Raises:
+            UserError: if another one does.
+        """
+        try:
+            with storage.locked(storage.join(self.folder, LOCK)):
+                yield
+        except BlockingIOError:
+            raise UserError(
+                f"another run is working in {self.folder}; wait for it to end, or name another folder"
+            ) from None
+
     def record(self, name: str) -> Record:
         """The job's record, which is found by a key in the folder: a folder that is removed begins a new one."""
         begun = storage.exists(storage.join(self.folder, JOB_FILE))
@@ -107,9 +123,9 @@ class Output:
         known = storage.read_json(uri) if storage.exists(uri) else {}
         return known.get("record") or uuid.uuid4().hex
 
-    def send_unsent(self) -> None:
-        """Send what the run that finished the folder could not record."""
-        send_unsent(self.config.tracking, storage.join(self.run or self.folder, UNSENT), say)
+    def send_unsent(self) -> bool:
+        """Send what the run that finished the folder could not record; whether nothing is left."""
+        return send_unsent(self.config.tracking, storage.join(self.run or self.folder, UNSENT), say)
 
     def is_done(self, marker: str) -> bool:
         """Whether an earlier run finished the folder, which its last file, ``marker``, shows; says so.

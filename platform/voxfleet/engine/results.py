@@ -95,6 +95,7 @@ def _rows(order: list[Trial], study: Study, trainer: Trainer) -> list[TrialRow]:
             keys=trial.keys,
             score=trial.score,
             samples=trial.reached * rows,
+            first=trial.scores.get(study.rungs[0]),
             status=_status(trial, study),
             curve=_curve(training, trainer, rows),
             parameters=parameters[place],

@@ -17,6 +17,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -145,10 +146,17 @@ def _place(resources: ResourcesConfig, gpus: float, trainer: TrainerConfig, *, i
     return Place(beside=beside, threads=threads, gpus=gpus, size=trainer.part_size(resources.workers))
 
 
+class _Trainer(TorchTrainer):
+    """Ray Train without its actor for datasets, which are not its business here."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if type(callback) is not DatasetsCallback]
+
+
 def _trainer(job: Fit, folder: str, name: str, resources: ResourcesConfig, gpus: float) -> TorchTrainer:
     system, path = storage.filesystem(folder)
     least = resources.min_workers
-    return TorchTrainer(
+    return _Trainer(
         work,
         train_loop_config={"fit": job},
         scaling_config=ScalingConfig(
@@ -202,6 +210,11 @@ def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
                 "run the same command again to continue from the last checkpoint"
             ) from error
         raise
+    except ray.exceptions.RayError as error:  # the controller itself
+        raise WorkMissingError(
+            f"Ray lost the training ({type(error).__name__}); run the same command again to continue from the last "
+            "checkpoint"
+        ) from error
 
 
 class _Watch:

@@ -80,8 +80,20 @@ class Trainer:
             output=storage.join(self.output.folder, TRIALS),
             package=None,
             trainer=replace(training.trainer, epochs=self.rungs[-1]),
-            tracking=replace(training.tracking, model_name=None),
+            tracking=replace(training.tracking, flush_s=0),  # a store that fails delays no other trial: see send_unsent
         )
+
+    def recorded_in(self, trial: Trial) -> Output:
+        """The folder and record of a trial."""
+        config = self.training(trial)
+        folder = storage.join(config.output, config.name)
+        return Output("train", folder, config, self.output.inputs, parent=self.output)
+
+    def send_unsent(self, study: Study) -> None:
+        """Send what trials could not record, until the store takes nothing."""
+        for trial in study.trials:
+            if not self.recorded_in(trial).send_unsent():
+                return
 
     def _quality(self, config: TrainConfig) -> SampleDistance | None:
         number = self.config.search.quality_samples
@@ -90,9 +102,7 @@ class Trainer:
     def __call__(self, trial: Trial) -> Scored:
         """Train a trial to its target, from where it is, and score it."""
         config = self.training(trial)
-        folder = storage.join(config.output, config.name)
-        output = Output("train", folder, config, self.output.inputs, parent=self.output)
-        with recorded(output, f"{self.config.name}-{config.name}") as tracker:
+        with recorded(self.recorded_in(trial), f"{self.config.name}-{config.name}") as tracker:
             trained = fit(
                 recipe_of(config, self.manifest),
                 self.data,

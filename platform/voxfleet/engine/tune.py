@@ -54,6 +54,7 @@ def run(config: TuneConfig) -> None:
         clock = _Clock(output.folder, int(min(most, capacity(config.resources))))
         shown = _Shown(config, study, tracker, data["train"].rows, clock)
         conduct(study, lambda: int(min(most, capacity(config.resources))), trainer, shown)
+        trainer.send_unsent(study)
         write_results(study, trainer, tracker, found, wall_s=clock.wall_s(), slots=clock.slots)
 
 

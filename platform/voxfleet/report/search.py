@@ -49,6 +49,7 @@ class TrialRow:
 
     Attributes:
         number, keys, score, samples, status: which one, what it tried, and how far it came.
+        first: the score where all trials are scored first; None where it did not come so far.
         curve: (samples, score) of each validation.
         parameters: of the network.
         steps_per_s: denoising steps of one sample; None where it was not measured.
@@ -61,6 +62,7 @@ class TrialRow:
     keys: Mapping[str, Any]
     score: float
     samples: int
+    first: float | None
     status: str
     curve: Sequence[tuple[int, float]]
     parameters: int
@@ -107,7 +109,7 @@ def page(
     )
     sections = {
         "Learning curves": [Picture(_curves(scored, metric), f"{metric} over the samples that a trial has seen")],
-        "Keys and scores": [Picture(_parallel(scored, keys, metric), "one line a trial; dark is good")],
+        "Keys and scores": [Picture(_parallel(scored, keys, metric), "where all were first scored; dark is good")],
         "What it costs": [Picture(_costs(scored, metric), "ringed: none that came as far is better and cheaper")],
     }
     if importance:
@@ -143,10 +145,12 @@ def _curves(rows: Sequence[TrialRow], metric: str) -> bytes:
 
 
 def _parallel(rows: Sequence[TrialRow], keys: Sequence[str], metric: str) -> bytes:
-    """Parallel coordinates: an axis a key, and one for the score."""
-    order = np.argsort(np.argsort([row.score for row in rows]))
+    """Parallel coordinates: an axis a key, and one for the first score."""
+    rows = [row for row in rows if row.first is not None]
+    first = [row.first or 0.0 for row in rows]
+    order = np.argsort(np.argsort(first))
     columns = [_places([row.keys.get(key, _CONFIGURED) for row in rows]) for key in keys]
-    columns.append(_places([row.score for row in rows]))
+    columns.append(_places(first))
     figure, axis = plt.subplots(figsize=(max(6, 1.8 * len(columns)), 3.8))
     shades = plt.get_cmap("viridis")(order / max(len(rows) - 1, 1))
     for number in np.argsort(-order):

@@ -26,6 +26,7 @@ from voxfleet.tracking.outbox import Operation, Record, RefusedError, masked
 
 RUN_KEY_TAG, FINGERPRINT_TAG = "voxfleet.key", "fingerprint"
 _METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
+_DELETED = "Current state is deleted"  # how the store says that somebody removed the run
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
 for _name, _value in {
@@ -59,7 +60,7 @@ class MlflowStore:
         """
         try:
             self._connect()
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # a server may answer anything
             raise UserError(
                 f"cannot open the MLflow store {self.address} ({_reason(error)}); check tracking.uri"
             ) from error
@@ -78,6 +79,9 @@ class MlflowStore:
             else:
                 getattr(self, f"_send_{operations[0]['kind']}")(**content)
         except Exception as error:
+            if _DELETED in str(error):
+                self._run_id = ""  # the next try begins another run
+                raise ConnectionError("the run was deleted: a new one is begun") from error
             raise (RefusedError if _is_final(error) else ConnectionError)(_reason(error)) from error
 
     def _connect(self) -> None:

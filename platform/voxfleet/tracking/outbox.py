@@ -206,6 +206,8 @@ class Outbox:
             if self._closing:
                 pause = min(pause, _LAST_PAUSE_S) if now - lane.failing_since < self._flush_s else math.inf
             lane.due = now + pause
+            if pause == math.inf and lane is self._facts:  # a store without runs has no files of them
+                self._files.due = math.inf
         if lane.failures == 1:
             self._say(
                 f"tracking: {self._store.address} does not take {lane.what} ({masked(str(error))}); the job goes on, "

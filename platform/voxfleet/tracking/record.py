@@ -35,16 +35,18 @@ def open_tracker(config: TrackingConfig, record: Record, say: Say) -> Iterator[T
         yield tracker
 
 
-def send_unsent(config: TrackingConfig, unsent: str, say: Say) -> None:
-    """Send what the last run of a finished job kept in the file ``unsent``, if the store takes it now."""
+def send_unsent(config: TrackingConfig, unsent: str, say: Say) -> bool:
+    """Send what the last run of a finished job kept in the file ``unsent``; whether nothing is left there."""
     if config.resolved_uri is None or not storage.exists(unsent):
-        return
+        return True
     from voxfleet.tracking.mlflow import MlflowStore
 
     record, operations = Record.read(unsent)
     outbox = Outbox(MlflowStore(config, record), record, say, flush_s=0, operations=operations)
-    if not outbox.close():
-        say(f"tracking: sent what the last run had kept to {masked(config.resolved_uri)}")
+    if outbox.close():
+        return False
+    say(f"tracking: sent what the last run had kept to {masked(config.resolved_uri)}")
+    return True
 
 
 def resolve_model(uri: str, config: TrackingConfig, folder: str) -> str:

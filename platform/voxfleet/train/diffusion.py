@@ -16,7 +16,7 @@ from voxfleet.train.step import Batch
 # streams of the keyed draws: each use of randomness has its own
 POSTERIOR, TIMESTEP, NOISE, LABEL, MIRROR, BLUR = range(6)
 BUCKETS = 4  # of equal width in time, by which the validation loss is shown
-LOG_SNRS = (4.0, 2.0, 0.0, -2.0, -4.0)  # where networks of different processes are compared
+LOG_SNRS = (2.0, 1.0, 0.0, -1.0, -2.0)  # where networks of different processes are compared
 _SAGITTAL = 2  # the axis of (B, C, D, H, W) that goes from left to right in RAS
 
 
@@ -95,7 +95,8 @@ class DiffusionRecipe:
     def _error(self, model: nn.Module, x0: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """Squared error of the velocity of the variance-preserving path, mean over fixed signal-to-noise ratios, (B,).
 
-        That of x0 times 1 + SNR: between 0 and about 1 at any ratio, whatever is predicted and however noise grows.
+        That of x0 times 1 + SNR, whatever is predicted and however noise grows. An answer of nothing but the mean has 1
+        + SNR.
         """
         process, noise = Process(self.diffusion), draws.normal(NOISE, tuple(x0.shape[1:]))
         errors = []

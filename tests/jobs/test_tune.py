@@ -1,0 +1,185 @@
+"""Searches as a user runs them: what they leave, what they refuse, and that a killed one goes on."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from voxfleet import storage
+from voxfleet.cli import parse
+from voxfleet.train.checkpoint import CheckpointStore
+
+
+def records(folder):
+    return [storage.read_json(str(path)) for path in sorted((folder / "record").iterdir())]
+
+
+@pytest.fixture
+def tune(workspace, tmp_path, empty_database):
+    """Runs a search in the workspace; its folder is ``tmp_path/NAME/quick``."""
+    shutil.copy(empty_database, tmp_path / "m.db")
+
+    def arguments(name, *more):
+        return ["--output", str(tmp_path / name), "--tracking.uri", f"sqlite:///{tmp_path}/m.db", *more]
+
+    def run(name, *more):
+        return workspace.run("tune", *arguments(name, *more))
+
+    run.arguments = arguments
+    return run
+
+
+def test_a_search_leaves_ranked_trials_a_configuration_a_page_and_one_record_each(tune, tmp_path, workspace, capfd):
+    """One of its trials cannot be trained; asked again it has nothing to do, asked for more it goes on."""
+    folder = tmp_path / "out" / "quick"
+    space = '{"model.window_size": {"grid": [[1,1,1], [2,3,2], [3,3,3]]}, "optim.lr": {"grid": [1.0e-3, 1.0e+30]}}'
+    search = ["--search.space", space, "--search.searcher", "grid", "--search.trials", "3"]
+    assert tune("out", *search) == 0
+    shown = capfd.readouterr().err
+    assert "4 networks to try; of the combinations 0 are impossible, 2 are the same as others" in shown
+    assert "the same: model.window_size [3, 3, 3], optim.lr 0.001 as model.window_size [2, 3, 2]" in shown
+    assert re.search(r"trial 1: failed: .*optim.lr 1e\+30: 00001: the loss is not finite", shown)
+    found = records(folder)
+    assert [trial["keys"]["optim.lr"] for trial in found] == [1e-3, 1e30, 1e-3]
+    assert [len(trial["scores"]) for trial in found] == [len(t["scores"]) if t["reason"] == "" else 0 for t in found]
+    assert max(trial["target"] for trial in found) == 9  # epochs of six samples
+    table = {row["trial"]: row for row in pq.read_table(folder / "trials.parquet").to_pylist()}
+    assert table[1]["status"].startswith("failed: ")
+    best = next(trial for trial in found if trial["target"] == 9)
+    assert table[best["number"]]["status"] == "finished"
+    assert table[best["number"]]["curve"][-1]["samples"] == 54
+    training = parse("train", ["--config", str(folder / "best.yaml")])
+    assert list(training.model.window_size) == best["keys"]["model.window_size"]
+    assert (training.name, training.trainer.epochs) == ("quick-best", 240)
+    page = (folder / "report.html").read_text()
+    for heading in ("Ranking", "Learning curves", "Keys and scores", "What it costs", "The same network as another"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"http", page)
+
+    before = runs_of(tmp_path)
+    assert sorted(before) == ["quick", "quick-00000", "quick-00001", "quick-00002"]
+    assert before["quick"].data.tags.get("mlflow.parentRunId") is None
+    assert {before[f"quick-0000{n}"].data.tags["mlflow.parentRunId"] for n in range(3)} == {before["quick"].info.run_id}
+    assert before["quick-00001"].info.status == "FAILED"
+    assert tune("out", *search) == 0
+    assert "is complete, nothing to do" in capfd.readouterr().err
+    assert tune("out", *search[:-1], "4") == 0
+    assert [trial["keys"] for trial in records(folder)[:3]] == [trial["keys"] for trial in found]
+    assert sorted(runs_of(tmp_path)) == [*sorted(before), "quick-00003"]
+
+
+def runs_of(tmp_path):
+    """The runs of the record, by name, each of which must be there once."""
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    found = client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--search.space", '{"model.dpeth": {"choice": [1]}}'], ["model.dpeth is not known", "model.depth"]),
+        (["--search.space", '{"model": {"choice": [1]}}'], ["model is a group of keys"]),
+        (["--search.space", '{"model.depth": {"choice": ["x"]}}'], ["model.depth", "int", "x"]),
+        (
+            ["--search.space", '{"model.depth": {"integer": [8, 4]}}'],
+            ["search.space.model.depth.integer", "empty range"],
+        ),
+        (["--search.space", '{"trainer.epochs": {"choice": [4]}}'], ["trainer.epochs cannot be searched"]),
+        (["--search.space", '{"diffusion.target": {"choice": ["x0", "v"]}}'], ["diffusion.target", "val_error"]),
+        (["--search.metric", "accuracy"], ["search.metric is 'accuracy'", "val_loss"]),
+        (["--search.min_samples", "60"], ["search.min_samples is 60", "max_samples (54)"]),
+        (["--search.space", '{"model.num_heads": {"choice": [5, 7]}}'], ["2 combinations are impossible", "divide"]),
+        (["--model.input_size", "[8,8,8]"], ["model.input_size", "(8, 10, 8)"]),
+        (["--resources.cpus_per_worker", "64"], ["no room for 1 worker of 64 CPUs"]),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(tune, fails, tmp_path, more, words):
+    line = fails(tune, "out", *more)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_memory_does_not_hold_is_left_out_and_a_space_of_nothing_else_ends(tune, fails, tmp_path, monkeypatch):
+    monkeypatch.setattr("voxfleet.engine.candidates._node_memory", lambda resources: 50e6)
+    line = fails(tune, "out", "--search.space", '{"model.hidden_size": {"choice": [1024, 2048]}}')
+    assert "2 combinations are impossible, such as model.hidden_size 1024: needs about" in line
+    assert "a worker has 0.05 GB" in line
+
+
+def test_a_search_of_another_space_is_refused(tune, fails, tmp_path):
+    home = tmp_path / "out" / "quick" / ".voxfleet"
+    home.mkdir(parents=True)
+    config = json.loads(
+        json.dumps(vars(parse("tune", ["--name", "quick", "--output", "x", "--data", "y"])), default=vars)
+    )
+    (home / "job.json").write_text(json.dumps({"job": "tune", "inputs": {}, "config": config}))
+    line = fails(tune, "out")
+    assert "was begun with" in line
+    assert "name another folder, or remove this one" in line
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_three_times_ends_as_an_undisturbed_one(tune, processes, tmp_path):
+    """Same trials, same scores, same best; what had a checkpoint goes on from it; each trial has one record."""
+    more = ["--search.max_concurrent", "1", "--trainer.checkpoint_every", "1"]
+    processes.finish("tune", *tune.arguments("clean", *more))
+    clean = records(tmp_path / "clean" / "quick")
+    chance = random.Random(0)
+    moments = sorted(chance.sample(range(1, 20), 3))  # epochs that are done, over all trials
+    folder = tmp_path / "killed" / "quick"
+    kept = {}
+
+    def stores():
+        return {path.name: CheckpointStore(str(path)) for path in (folder / "trials").glob("*")}
+
+    for moment in moments:
+        code = processes.interrupt_when(
+            lambda moment=moment: sum(max(store.steps(), default=0) // 2 for store in stores().values()) >= moment,
+            signal.SIGKILL,
+            "tune",
+            *tune.arguments("killed", *more),
+        )
+        assert code == -9
+        kept |= {name: max(store.steps(), default=0) for name, store in stores().items()}
+    processes.finish("tune", *tune.arguments("killed", *more))
+    killed = records(folder)
+    for trials in (clean, killed):
+        for trial in trials:
+            trial.pop("seconds")
+    assert killed == clean
+    texts = [(tmp_path / name / "quick" / "best.yaml").read_text() for name in ("clean", "killed")]
+    assert texts[1] == texts[0].replace(str(tmp_path / "clean"), str(tmp_path / "killed"))
+    assert yaml.safe_load(texts[0])["name"] == "quick-best"
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    found = client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
+    names = [run.info.run_name for run in found]
+    assert sorted(names) == sorted(2 * ["quick", *(f"quick-{trial['number']:05d}" for trial in clean)])
+    for run in found:  # a step that had been logged before a kill is there once, and none before it was done again
+        points = client.get_metric_history(run.info.run_id, "val_loss")
+        assert len({point.step for point in points}) == len(points)
+    assert kept
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_on_two_cpus_all_finish(workspace, tune, tmp_path):
+    code = (
+        "import sys, voxfleet.engine.cluster, ray; from voxfleet.cli import main; "
+        "ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    more = tune.arguments("out", "--resources.workers", "2", "--search.trials", "3", "--search.scheduler", "none")
+    command = [sys.executable, "-c", code, *workspace.arguments("tune", *more, "--search.max_samples", "12")]
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert [len(trial["scores"]) for trial in records(tmp_path / "out" / "quick")] == [1, 1, 1]
