@@ -164,3 +164,39 @@ def test_half_written_files_that_nobody_writes_any_more_are_removed(tmp_path):
     storage.remove_unfinished(str(tmp_path), 60.0)
     assert sorted(tmp_path.iterdir()) == [new, whole]
     storage.remove_unfinished(str(tmp_path / "missing"), 60.0)
+
+
+HOLD = """import sys
+from voxfleet import storage
+with storage.locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_of_one_process_and_ends_with_its_death(tmp_path):
+    uri = str(tmp_path / "a" / "b" / "lock")
+    command = [sys.executable, "-c", HOLD, uri]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), storage.locked(uri):
+            pass
+        holder.kill()
+        holder.wait()
+        with storage.locked(uri):
+            pass
+
+
+def test_a_lock_leaves_no_folder_unless_something_came_of_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("", "job.json"):
+        with storage.locked(str(tmp_path / "mine" / "out" / ".voxfleet" / "lock")):
+            if name:
+                storage.write_bytes(str(tmp_path / "mine" / "out" / ".voxfleet" / name), b"{}")
+        assert (tmp_path / "mine" / "out").exists() == bool(name)
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_remote_lock_holds_nothing():
+    with storage.locked("s3://bucket/out/lock"):
+        pass

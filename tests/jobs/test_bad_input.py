@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from voxfleet import storage
 from voxfleet.cli import main
 
 
@@ -248,3 +249,11 @@ def test_a_request_that_cannot_run_leaves_no_folder(fails, workspace, tmp_path):
     runs = ["--output", str(tmp_path / "runs"), "--package", str(tmp_path / "p")]
     fails(workspace.run, "train", *runs, "--resources.workers", "500")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_works(fails, workspace, tmp_path):
+    folder = tmp_path / "runs" / "dit"
+    with storage.locked(str(folder / ".voxfleet" / "lock")):
+        line = fails(workspace.run, "train", "--output", str(tmp_path / "runs"), "--package", str(tmp_path / "package"))
+        assert f"another run is working in {folder}" in line
+    assert not (tmp_path / "package").exists()

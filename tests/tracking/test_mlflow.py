@@ -251,3 +251,29 @@ def test_the_revision_of_a_git_checkout_is_recorded(tmp_path, monkeypatch):
 def test_what_the_configuration_refuses(changes, says):
     with pytest.raises(ValueError, match=says):
         TrackingConfig(**changes)
+
+
+def test_a_run_that_is_deleted_while_the_job_goes_on_is_begun_again(tmp_path, empty_database):
+    (tmp_path / "db").mkdir()
+    shutil.copy(empty_database, tmp_path / "db" / "m.db")
+    job = Job(tmp_path)
+    with job.tracker(begun=False, flush_s=30) as tracker:
+        tracker.log_metrics([{"step": 1, "loss": 1.0}])
+        while not (found := job.client.search_runs(["1"])) or not found[0].data.metrics:
+            pass  # until the record has it
+        job.client.delete_run(found[0].info.run_id)
+        tracker.log_metrics([{"step": 2, "loss": 0.5}])
+    assert job.history("loss") == [(2, 0.5)]
+    assert job.run.info.status == "FINISHED"
+
+
+def test_a_part_of_another_record_is_below_it(tmp_path, empty_database):
+    (tmp_path / "db").mkdir()
+    shutil.copy(empty_database, tmp_path / "db" / "m.db")
+    job = Job(tmp_path)
+    child = Record(name="child", key="child", unsent=f"{tmp_path}/child.json", begun=False, parent="abc")
+    with job.tracker(begun=False), open_tracker(job.config, child, job.said.append):
+        pass
+    found = {run.info.run_name: run for run in job.client.search_runs(["1"])}
+    assert found["child"].data.tags["mlflow.parentRunId"] == found["dit"].info.run_id
+    assert "mlflow.parentRunId" not in found["dit"].data.tags
