@@ -170,9 +170,7 @@ def test_a_search_that_is_killed_three_times_ends_as_an_undisturbed_one(tune, pr
         assert len({point.step for point in points}) == len(points)
         if name := re.fullmatch(r"quick-(\d+)", run.info.run_name):
             begun = [point.step for point in client.get_metric_history(run.info.run_id, "first_step_s")]
-            assert len(set(begun)) == len(
-                begun
-            )  # no step is the first one twice: what had a checkpoint went on from it
+            # what had a checkpoint and was not at its end went on from there
             assert kept.get(name[1], 0) in (0, max(stores()[name[1]].steps())) or max(begun) > 1
 
 

@@ -91,6 +91,14 @@ def test_combinations_of_no_use_and_those_that_are_the_same_are_passed_over(open
         assert {trial.keys["model.depth"] for trial in study.trials} == {2, 3}
 
 
+def test_all_combinations_are_tried_although_they_are_drawn_at_random(open_study, monkeypatch):
+    """Of many, the last one would hardly be drawn before the searcher is given up."""
+    monkeypatch.setattr("voxfleet.search.study._TRIES", 2)
+    study = open_study(rungs=(139,), scheduler="none")
+    play(study)
+    assert len({canonical(trial.keys) for trial in study.trials}) == len(study.trials) == 15
+
+
 def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(open_study):
     study = open_study(trials=4)
     study.failed(study.next().number, "out of memory")

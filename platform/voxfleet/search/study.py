@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from voxfleet import storage
 from voxfleet.search.searchers import SEARCHERS
-from voxfleet.search.space import MOST_LISTED, Keys, Space, read_space, size
+from voxfleet.search.space import MOST_LISTED, Keys, Space, combinations, read_space, size
 from voxfleet.search.trials import SCHEDULERS, Trial
 
 REDUCTION = 3
@@ -125,11 +125,7 @@ class Study:
         if self._is_used_up or (wanted is not None and len(self.trials) >= wanted):
             return None
         known = {self._network(trial.keys) for trial in self.trials}
-        first = max((trial.proposal + 1 for trial in self.trials), default=0)
-        for proposal in range(first, first + _TRIES):
-            keys = SEARCHERS[self._search.searcher](self._space, self._search.seed, proposal, self.trials)
-            if keys is None:
-                break
+        for proposal, keys in self._proposals():
             with contextlib.suppress(ValueError):
                 if self._network(keys) not in known:
                     trial = Trial(number=len(self.trials), proposal=proposal, keys=keys, target=self.rungs[0])
@@ -138,6 +134,17 @@ class Study:
                     return trial
         self._is_used_up = True
         return None
+
+    def _proposals(self) -> Iterator[tuple[int, Keys]]:
+        """What the searcher proposes next; then, where all can be listed, what it did not think of."""
+        first = max((trial.proposal + 1 for trial in self.trials), default=0)
+        for proposal in range(first, first + _TRIES):
+            keys = SEARCHERS[self._search.searcher](self._space, self._search.seed, proposal, self.trials)
+            if keys is None:
+                return
+            yield proposal, keys
+        if size(self._space) <= MOST_LISTED:
+            yield from ((first, keys) for keys in combinations(self._space))
 
     def _promoted(self) -> Trial | None:
         chosen = SCHEDULERS[self._search.scheduler](self.trials, self.rungs, REDUCTION)
