@@ -75,7 +75,10 @@ def test_a_running_trial_is_not_given_out_twice_and_another_process_takes_it_up_
     begun = [study.next() for _ in range(3)]
     assert [trial.number for trial in begun] == [0, 1, 2]
     assert study.next() is None
-    assert open_study(trials=3).next() == begun[0]
+    study.scored(2, 0.5, {})
+    again = open_study(trials=3)
+    assert [trial.number for trial in again.trials] == [0, 1, 2]
+    assert [again.next(), again.next()] == begun[:2]
 
 
 def test_combinations_of_no_use_and_those_that_are_the_same_are_passed_over(open_study):

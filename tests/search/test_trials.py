@@ -63,6 +63,11 @@ def test_rungs_are_a_third_of_each_other(least, most, expected):
     assert rungs_of("none", least, most, 3) == (most,)
 
 
+def test_those_that_came_farther_stand_first_whatever_their_score():
+    found = ranked([trial(0, 1, e1=0.1), trial(1, 3, e1=0.5, e3=0.4), trial(2, 3, e1=0.6, e3=0.3), trial(3, 1)])
+    assert [t.number for t in found] == [2, 1, 0]
+
+
 def test_the_front_is_what_nothing_beats():
     assert pareto([(1, 5), (2, 4), (2, 6), (3, 4), (1, 5)]) == [True, True, False, False, True]
 

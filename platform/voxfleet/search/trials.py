@@ -66,14 +66,13 @@ def promotion(trials: Sequence[Trial], rungs: Sequence[int], reduction: int) -> 
     scored at a rung, the best part (one in ``reduction``) goes on to the next. A trial that waits keeps its checkpoint,
     so that one which came early, or late, has the same chance. Where nothing else is left, the best goes on to the end.
     """
-    alive = [trial for trial in trials if not trial.reason]
     for place in reversed(range(len(rungs) - 1)):
-        there = ranked([trial for trial in alive if rungs[place] in trial.scores], at=rungs[place])
+        there = ranked([trial for trial in trials if rungs[place] in trial.scores], at=rungs[place])
         for trial in there[: len(there) // reduction]:
             if trial.target == rungs[place]:
                 return trial.number, rungs[place + 1]
-    leader = next(iter(ranked(alive)), None)
-    if leader is None or any(trial.is_open for trial in alive) or leader.reached >= rungs[-1]:
+    leader = next(iter(ranked(trials)), None)
+    if leader is None or any(trial.is_open for trial in trials) or leader.reached >= rungs[-1]:
         return None
     return leader.number, rungs[rungs.index(leader.reached) + 1]
 
