@@ -16,7 +16,13 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Job:
-    """Where a job's code is: imported only when it is asked for."""
+    """Where a job's code is: imported only when it is asked for.
+
+    Attributes:
+        config: its configuration's class in ``config.jobs``, or in another module of ``config``, which is then named.
+        engine: its module of ``engine``.
+        help: what it does.
+    """
 
     config: str
     engine: str
@@ -32,7 +38,7 @@ JOBS = {
     "import-latents": Job("ImportLatentsConfig", "import_latents", "turn latents made elsewhere into latent shards"),
     "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
     "tune": Job("TuneConfig", "tune", "search what to train: window size, depth, and any other key of train"),
-    "generate": Job("GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
+    "generate": Job("generation.GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
@@ -41,7 +47,8 @@ JOBS = {
 
 def config_class(job: str) -> type:
     """The configuration dataclass of a job."""
-    return getattr(importlib.import_module("voxfleet.config.jobs"), JOBS[job].config)
+    module, _, name = JOBS[job].config.rpartition(".")
+    return getattr(importlib.import_module(f"voxfleet.config.{module or 'jobs'}"), name)
 
 
 def parse(job: str, arguments: list[str]) -> Any:

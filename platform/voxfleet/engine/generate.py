@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from voxfleet import __version__, storage
-from voxfleet.config.jobs import GenerateConfig
+from voxfleet.config.generation import GenerateConfig
 from voxfleet.data import bids, nifti
 from voxfleet.data.campaign import Sample, expand, units
 from voxfleet.data.preprocess import volume_checks
