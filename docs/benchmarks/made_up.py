@@ -1,11 +1,16 @@
-"""Latents of random numbers, for the benchmarks beside this file."""
+"""Latents of random numbers, and packages of random weights, for the benchmarks beside this file."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from voxfleet import storage
+from voxfleet.data.geometry import geometry_of
 from voxfleet.data.shards import MANIFEST, Manifest, shard_name, table_bytes, tensor_table, write_manifest
+from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.models.vae import AutoencoderConfig, build_autoencoder
+from voxfleet.packages import architecture, is_complete, write_package
 
 _PER_SHARD = 64
 
@@ -44,3 +49,30 @@ def make_latents(folder: str, splits: list[str], shape: tuple[int, ...], dtype: 
         shards=shards,
     )
     write_manifest(folder, manifest)
+
+
+def make_packages(folder: str, model: DiT3DConfig, autoencoder: AutoencoderConfig) -> tuple[str, str]:
+    """A model package and the package of its autoencoder, of random weights, where there are none yet."""
+    folders = storage.join(folder, "model"), storage.join(folder, "autoencoder")
+    if is_complete(folders[0]):
+        return folders
+    torch.manual_seed(0)
+    shape = [edge * autoencoder.downsampling for edge in model.input_size]
+    geometry = geometry_of(np.diag([2.0, 2.0, 2.0, 1.0]))
+    common = {"classes": ["HC", "TLE"], "geometry": geometry, "limits": {}}
+    weights = {name: value.contiguous() for name, value in build_autoencoder(autoencoder).state_dict().items()}
+    document = {"architecture": architecture(autoencoder), "shape": shape, **common}
+    mark = write_package(folders[1], "autoencoder", weights, document)
+    document = {
+        "architecture": architecture(model),
+        "diffusion": {"target": "x0"},
+        "mean": [0.0] * model.in_channels,
+        "std": [1.0] * model.in_channels,
+        "autoencoder": mark,
+        **common,
+    }
+    network = DiT3D(model)
+    for parameter in network.parameters():  # its last layers begin at zero, from which all samples would be one
+        torch.nn.init.normal_(parameter, std=0.1)
+    write_package(folders[0], "model", dict(network.state_dict()), document)
+    return folders

@@ -28,3 +28,9 @@ class WorkMissingError(VoxfleetError):
 
 class WorkersLostError(WorkMissingError):
     """The workers of a training were lost again and again."""
+
+
+class GateError(VoxfleetError):
+    """What was made is not what is allowed."""
+
+    exit_code = 3

@@ -14,9 +14,7 @@ from voxfleet.data.preprocess import (
     common_affine,
     grid_affine,
     head_center,
-    limits,
     preprocess,
-    volume_checks,
 )
 from voxfleet.errors import UserError
 
@@ -385,34 +383,3 @@ def test_config_names_key_and_value(values):
 
 
 # --- Measures
-
-
-def test_checks_measure_what_they_say():
-    data = np.zeros((10, 10, 10), dtype=np.float32)
-    data[2:4] = 0.5  # 200 voxels on one side
-    data[5, 0] = 0.25  # 10 more, that are not bright
-    checks = volume_checks(data, (2.0, 2.0, 3.0))
-    assert checks["brain_mean"] == pytest.approx((200 * 0.5 + 10 * 0.25) / 210)
-    assert checks["brain_ml"] == pytest.approx(210 * 12 / 1000)
-    assert checks["bright_voxels"] == 200
-    assert checks["p99"] == 0.5
-    assert checks["finite"] == 1
-    expected = np.corrcoef(data.ravel(), data[::-1].ravel())[0, 1]
-    assert checks["symmetry"] == pytest.approx(expected)
-    assert expected < 0
-    assert volume_checks(data + data[::-1], (2.0, 2.0, 3.0))["symmetry"] == pytest.approx(1)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.7, np.nan, np.inf])
-def test_checks_are_numbers_whatever_was_generated(value):
-    checks = volume_checks(np.full((4, 4, 4), value, dtype=np.float32), (2, 2, 2))
-    assert all(isinstance(measure, float) and np.isfinite(measure) for measure in checks.values())
-    assert checks["finite"] == np.isfinite(value)
-    assert checks["symmetry"] == 0
-
-
-def test_limits_are_the_range_of_each_measure():
-    rows = [{"a": 3.0, "b": -1.0}, {"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 0.0}]
-    assert limits(rows) == {"a": [1.0, 3.0], "b": [-1.0, 5.0]}
-    with pytest.raises(ValueError, match="rows is empty"):
-        limits([])

@@ -4,14 +4,37 @@ from dataclasses import dataclass, field
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.campaign import CampaignConfig
+from voxfleet.data.quality import GateConfig
+from voxfleet.data.synthetic import SaveConfig
 from voxfleet.diffusion.samplers import SamplerConfig
-from voxfleet.models.execution import check_precision
+from voxfleet.models.execution import MODES, check_precision
 from voxfleet.tracking.base import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolsConfig:
+    """The actors beside the workers, which draw samples.
+
+    Args:
+        decoders: workers of their own that decode, each as large as one that draws; 0: each worker decodes what it
+            drew, which keeps every GPU at work by itself.
+        writers: processes that check, compress and write; null: as many as the times measured at the start call for
+            and free CPUs allow.
+    """
+
+    decoders: int = 0
+    writers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoders < 0:
+            raise ValueError(f"decoders is {self.decoders}; it must be 0 or more")
+        if self.writers is not None and self.writers < 1:
+            raise ValueError(f"writers is {self.writers}; it must be at least 1, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Generate synthetic volumes as a BIDS derivative dataset.
+    """Generate synthetic volumes as a BIDS derivative dataset, or latent shards, or both.
 
     Args:
         output: folder of the dataset.
@@ -19,10 +42,19 @@ class GenerateConfig:
         autoencoder: the autoencoder package that the model's latents came from, likewise.
         campaign: how many samples of which class, and the base seed.
         sampler: how latents are drawn.
+        gate: which samples are kept.
+        save: what is written of each.
         precision: of the network: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
-        batch_size: samples made at once; always this many, so that every sample is the same in any batch.
-        resources: where the job runs, and the number of actors.
+        mode: of the network: eager, compiled, graphs (compiled, with CUDA graphs), or auto: compiled on a GPU, eager
+            elsewhere.
+        decode_precision: of the autoencoder: float32, bfloat16, float16, or auto: float16 on a GPU, float32 elsewhere.
+        batch_size: samples drawn at once; always this many, so that every sample is the same in any batch.
+        decode_batch_size: samples decoded at once, likewise.
+        pools: the actors beside the workers.
+        resources: where the job runs, and the number of workers.
         tracking: where its record goes.
+        verify: read what is there first, and make again what is missing or damaged.
+        dry_run: say what would be made; draw a few batches, and say how long all of them and how many bytes they take.
     """
 
     output: str
@@ -30,12 +62,27 @@ class GenerateConfig:
     autoencoder: str
     campaign: CampaignConfig = field(default_factory=CampaignConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     precision: str = "auto"
+    mode: str = "auto"
+    decode_precision: str = "auto"
     batch_size: int = 8
+    decode_batch_size: int = 8
+    pools: PoolsConfig = field(default_factory=PoolsConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    verify: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        for name in ("batch_size", "decode_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_precision(self.precision)
+        try:
+            check_precision(self.decode_precision, training=True)
+        except ValueError as error:
+            raise ValueError(f"decode_{error}") from error
+        if self.mode not in ("auto", *MODES):
+            raise ValueError(f"mode is {self.mode!r}; it must be one of auto, {', '.join(MODES)}")

@@ -19,7 +19,7 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         UserError: names the key, its value and what is allowed.
         SystemExit: after --help or --print_config.
     """
-    parser = parser_of(cls, job)
+    parser, arguments = parser_of(cls, job), _with_flags(cls, arguments)
     try:
         namespace = parser.parse_args(arguments)
     except (argparse.ArgumentError, UnicodeDecodeError) as error:
@@ -29,6 +29,18 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
     except ValueError as error:
         raise UserError(_with_group(cls, namespace, error)) from error
+
+
+def _with_flags(cls: type, arguments: list[str]) -> list[str]:
+    """``arguments`` with ``--dry-run``, where ``dry_run`` is yes or no, made ``--dry_run true``."""
+    flags = {f"--{field.name.replace('_', '-')}": field.name for field in dataclasses.fields(cls) if field.type is bool}
+    found: list[str] = []
+    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
+        if argument in flags and after.startswith("--"):
+            found += [f"--{flags[argument]}", "true"]
+        else:
+            found.append(f"--{flags[argument]}" if argument in flags else argument)
+    return found
 
 
 def parser_of(cls: type, job: str) -> ArgumentParser:

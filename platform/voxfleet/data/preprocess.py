@@ -1,4 +1,4 @@
-"""One head to one volume of the cohort: RAS, the configured grid, intensities in [0, 1]; and measures of volumes.
+"""One head to one volume of the cohort: RAS, the configured grid, intensities in [0, 1].
 
 The source is interpolated once, straight onto the target grid: target voxel -> world (mm) -> source voxel. So the
 affine of the result is exact: a point of the head keeps its world position.
@@ -30,8 +30,6 @@ _BOX_MM = 3.0  # how finely that is measured: its centre is good to a millimetre
 _VOXEL_MM = (0.05, 20.0)
 # How far from flat (0) or orthogonal (1) the axes must be
 _MIN_AXES_VOLUME = 0.1
-_BRAIN_LEVEL = 0.2
-_BRIGHT_LEVEL = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,48 +151,6 @@ def head_center(data: np.ndarray, affine: np.ndarray, threshold: float) -> np.nd
     head = foreground[:, :, math.ceil(bottom) : math.ceil(top) + 1]
     box = np.array([_extent(head, 0), _extent(head, 1), (bottom, top)])
     return apply_affine(aligned, box.mean(axis=1))
-
-
-def volume_checks(data: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Measures of a volume whose range over the training split bounds what may be generated.
-
-    Args:
-        data: (D, H, W), intensities of ``Volume.data``; voxels that are not finite count as 0.
-        spacing_mm: Voxel size.
-
-    Returns:
-        ``brain_mean`` (mean of voxels above 0.2), ``p99`` (of all voxels), ``brain_ml`` (volume above 0.2),
-        ``bright_voxels`` (number above 0.3), ``symmetry`` (Pearson correlation with the left-right mirror image, 0 for
-        a constant volume), ``finite`` (1 if all voxels are).
-    """
-    finite = np.isfinite(data)
-    data = np.where(finite, data, 0).astype(np.float64)
-    brain = data[data > _BRAIN_LEVEL]
-    return {
-        "brain_mean": float(brain.mean()) if brain.size else 0.0,
-        "p99": float(np.percentile(data, 99)),
-        "brain_ml": brain.size * math.prod(spacing_mm) / 1000,
-        "bright_voxels": float(np.count_nonzero(data > _BRIGHT_LEVEL)),
-        "symmetry": _symmetry(data),
-        "finite": float(finite.all()),
-    }
-
-
-def limits(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """``{measure: [smallest, largest]}`` over ``rows`` of ``volume_checks``.
-
-    Raises:
-        ValueError: if ``rows`` is empty.
-    """
-    if not rows:
-        raise ValueError("rows is empty: limits need at least one volume")
-    return {name: [min(row[name] for row in rows), max(row[name] for row in rows)] for name in rows[0]}
-
-
-def _symmetry(data: np.ndarray) -> float:
-    centred = data - data.mean()  # the mirror image has the same mean and variance
-    variance = float((centred**2).sum())
-    return float((centred * centred[::-1]).sum()) / variance if variance else 0.0
 
 
 def _load(image: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:

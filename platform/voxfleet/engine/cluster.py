@@ -161,6 +161,11 @@ def capacity(config: ResourcesConfig) -> int:
     return _asked(config).fitting(there) // config.workers
 
 
+def free_cpus() -> float:
+    """CPUs that nothing holds now."""
+    return sum(node.get("CPU", 0) for node in state.available_resources_per_node().values())
+
+
 def lacking(config: ResourcesConfig) -> str | None:
     """What there is room for now, in words, where the workers (``min_workers`` of them) need more; else None."""
     asked, free = _asked(config), list(state.available_resources_per_node().values())

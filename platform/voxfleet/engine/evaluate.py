@@ -11,9 +11,9 @@ from voxfleet.config.jobs import EvaluateConfig
 from voxfleet.data import nifti
 from voxfleet.data.index import read_index
 from voxfleet.data.shards import Manifest, read_manifest, read_shard
+from voxfleet.data.synthetic import MANIFEST as SYNTHETIC_MANIFEST
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import Progress, say
-from voxfleet.engine.generate import MANIFEST as SYNTHETIC_MANIFEST
 from voxfleet.engine.ingest import open_splits
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import Output, digest
@@ -86,7 +86,10 @@ def _synthetic_rows(folder: str) -> list[dict[str, Any]]:
     uri = storage.join(folder, SYNTHETIC_MANIFEST)
     if not storage.exists(uri):
         raise UserError(f"{folder} holds no finished synthetic dataset (no {SYNTHETIC_MANIFEST}); run generate first")
-    return read_shard(uri).to_pylist()
+    rows = read_shard(uri).to_pylist()
+    if not all(row["file"] for row in rows):
+        raise UserError(f"{folder} holds latents alone; decode them first, or generate with --save.volumes true")
+    return rows
 
 
 def _read_synthetic(folder: str, rows: list[dict[str, Any]], manifest: Manifest) -> np.ndarray:

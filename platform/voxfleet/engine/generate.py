@@ -1,32 +1,40 @@
-"""The generate job: a campaign of synthetic volumes, in a pool of actors that hold both models."""
+"""The generate job: a campaign of synthetic samples, of which none is lost and none is there twice."""
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.parquet as pq
+import ray
 
-from voxfleet import __version__, storage
+from voxfleet import storage
 from voxfleet.config.generation import GenerateConfig
-from voxfleet.data import bids, nifti
-from voxfleet.data.campaign import Sample, expand, units
-from voxfleet.data.preprocess import volume_checks
-from voxfleet.data.shards import read_shard, table_bytes
+from voxfleet.data import campaign
+from voxfleet.data.campaign import SCHEMA, Plan, Queue
+from voxfleet.data.known import Known, read_known
+from voxfleet.data.quality import widened
+from voxfleet.data.shards import Manifest, read_manifest
+from voxfleet.data.synthetic import MANIFEST, Writer, common_sidecar
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import sampler_table
-from voxfleet.engine.cluster import gpus_per_worker
+from voxfleet.engine.campaign import Commits, Crew, Tally, carry_out
+from voxfleet.engine.cluster import check_fits, ray_errors, session
 from voxfleet.engine.console import Progress, say
+from voxfleet.engine.dataset import write_dataset
+from voxfleet.engine.estimate import probe
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import LEDGER, Output
-from voxfleet.engine.units import Ledger, Pool, Rows, run_units
-from voxfleet.errors import UserError, WorkMissingError
-from voxfleet.packages import copy_package, load_autoencoder, load_model, read_package_config
+from voxfleet.engine.units import Ledger
+from voxfleet.engine.verify import forget_damaged
+from voxfleet.errors import GateError, UserError, WorkMissingError
+from voxfleet.packages import copy_package, read_package_config
 from voxfleet.tracking.record import resolve_model
 
-MANIFEST = "manifest.parquet"
 _PACKAGES = ".voxfleet/packages"
+_KNOWN_COLUMNS = ["class", "index", "attempt", "reason"]  # all that a plan needs to know of what is there
 
 
 def run(config: GenerateConfig) -> None:
@@ -37,10 +45,149 @@ def run(config: GenerateConfig) -> None:
 
 def _run(config: GenerateConfig, downloads: str) -> None:
     # registered packages may be named: the output belongs to their names, the work is done with their folders
-    located = _located(config, downloads)
-    there = absolute_paths(located, "output", "model", "autoencoder")
-    model = read_package_config(located.model, "model")
-    autoencoder = read_package_config(located.autoencoder, "autoencoder")
+    located = located_packages(config, downloads)
+    request = Request.of(located)
+    output = Output("generate", config.output, config, request.inputs)
+    output.check()
+    ledger = Ledger(storage.join(storage.absolute(config.output), LEDGER))
+    plan = request.plan(ledger)
+    _say_plan(config, request, plan)
+    if config.dry_run:
+        with session(config.resources):
+            _check_room(config)
+            probe(request.crew(absolute_paths(located, *_paths(located)), plan, folder=None), plan)
+        return
+    if not config.verify and plan.done == plan.total == _rows_in_manifest(config.output):
+        say(f"generate: {config.output} is complete, nothing to do")
+        output.send_unsent()
+        return
+    with job_session(output) as tracker:
+        _check_room(config)
+        there = absolute_paths(_shared(located, downloads), *_paths(located))
+        if config.verify:
+            forget_damaged(there.output, ledger)
+            plan = request.plan(ledger)
+        tally = _make(request, there, ledger, plan)
+        plan = request.plan(ledger)
+        _check_complete(config, plan, tally)
+        write_dataset(there, request.model, request.inputs, ledger, tally, tracker)
+
+
+def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan) -> Tally:
+    """Make what ``plan`` lacks.
+
+    Raises:
+        WorkMissingError: if that cannot be done; what is committed stays.
+    """
+    progress = Progress("generate", plan.total, "samples")
+    progress.skip(plan.done)
+    missing = plan.missing(there.batch_size, there.gate.attempts)
+    queue = Queue(missing, there.batch_size, there.save.shard_size, there.gate.attempts)
+    if plan.done == plan.total:
+        return Tally()
+    try:
+        crew = request.crew(there, plan, folder=there.output)
+        commits = Commits(there.output, plan.classes, ledger, there.save.latents)
+        tally = carry_out(crew, queue, commits, progress)
+    except UserError as error:
+        left = request.plan(ledger)
+        raise WorkMissingError(
+            f"{left.total - left.done} of {left.total} samples are missing in {there.output}: {error}; then run the "
+            "same command again"
+        ) from error
+    progress.finish(f"{tally.kept} samples made, {sum(tally.rejected.values())} rejected")
+    return tally
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, and from what.
+
+    Attributes:
+        config: with the folders of its packages.
+        model, autoencoder: the configurations of the packages; no autoencoder where none is needed.
+        known: the manifest of the training latents, if they are compared.
+    """
+
+    config: GenerateConfig
+    model: dict[str, Any]
+    autoencoder: dict[str, Any] | None
+    known: Manifest | None
+
+    @classmethod
+    def of(cls, config: GenerateConfig) -> "Request":
+        """The request, checked.
+
+        Raises:
+            UserError: if the packages, the sampler and the training latents do not go together.
+        """
+        model = read_package_config(config.model, "model")
+        autoencoder = _fitting_autoencoder(config, model) if config.save.volumes else None
+        try:
+            sampler_table(config.sampler, Process(DiffusionConfig(**model["diffusion"])))
+        except ValueError as error:
+            raise UserError(f"sampler.{error}") from error
+        known = None
+        if config.gate.latents:
+            known = read_manifest(config.gate.latents, "latents")
+            if known.autoencoder != model["autoencoder"] or known.shape[1:] != tuple(
+                model["architecture"]["input_size"]
+            ):
+                raise UserError(
+                    f"gate.latents {config.gate.latents} are of another autoencoder or shape than those that "
+                    f"{config.model} was trained on; give the latents of its training, or null"
+                )
+        return cls(config, model, autoencoder, known)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the model, in the order of its labels."""
+        return tuple(self.model["classes"])
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of what is read."""
+        inputs = {"model": self.model["fingerprint"]}
+        if self.autoencoder:
+            inputs["autoencoder"] = self.autoencoder["fingerprint"]
+        if self.known:
+            inputs["gate.latents"] = self.known.digest
+        return inputs
+
+    def plan(self, ledger: Ledger) -> Plan:
+        """The campaign, with what is there."""
+        return campaign.plan(self.config.campaign, self.classes, ledger.table(SCHEMA, _KNOWN_COLUMNS))
+
+    def crew(self, there: GenerateConfig, plan: Plan, *, folder: str | None) -> Crew:
+        """Who makes what ``plan`` lacks, with absolute paths, into ``folder``; without one nothing is written."""
+        model, gate = self.model, there.gate
+        allowed = dict(widened(model["limits"], gate.slack)) if gate.limits and there.save.volumes else {}
+        known = None
+        if self.known and gate.latents:
+            known, nearest = _read_known.remote(
+                storage.absolute(gate.latents), self.known, model["mean"], model["std"], gate.nearest
+            )
+            with ray_errors():
+                allowed["nearest"] = (ray.get(nearest), float("inf"))
+        sidecar = common_sidecar(
+            dataclasses.asdict(there.sampler), model["fingerprint"], self.inputs.get("autoencoder", "")
+        )
+        writer = Writer(folder, there.save, allowed, model["geometry"], sidecar)
+        return Crew.of(there, writer, known, -(-(plan.total - plan.done) // there.batch_size))
+
+
+@ray.remote(num_returns=2)
+def _read_known(
+    folder: str, manifest: Manifest, mean: Sequence[float], std: Sequence[float], share: float
+) -> tuple[Known, float]:
+    known = read_known(folder, manifest, mean, std, share)
+    return known, known.nearest
+
+
+def _fitting_autoencoder(config: GenerateConfig, model: dict[str, Any]) -> dict[str, Any]:
+    if config.autoencoder is None:
+        raise UserError("autoencoder is null, but save.volumes is true; give the package, or set save.volumes to false")
+    autoencoder = read_package_config(config.autoencoder, "autoencoder")
     if model["autoencoder"] is None:
         raise UserError(
             f"{config.model} was trained on latents that were imported without their autoencoder, so its samples "
@@ -51,176 +198,61 @@ def _run(config: GenerateConfig, downloads: str) -> None:
             f"{config.model} was trained on latents of autoencoder {str(model['autoencoder'])[:12]}, but "
             f"{config.autoencoder} is {autoencoder['fingerprint'][:12]}; give the autoencoder that made its latents"
         )
-    _check_sampler(config, model)
-    samples = expand(config.campaign, tuple(model["classes"]))
-    inputs = {"model": model["fingerprint"], "autoencoder": autoencoder["fingerprint"]}
-    output = Output("generate", config.output, config, inputs)
-    output.check()
-    ledger = Ledger(storage.join(there.output, LEDGER))
-    committed = _committed(ledger)
-    missing = [sample for sample in samples if sample.sample_id not in committed]
-    if not missing and _in_manifest(config.output) == set(committed):
-        say(f"generate: {config.output} is complete, nothing to do")
-        output.send_unsent()
-        return
-    with job_session(output, workers=True) as tracker:
-        there = _shared(there, downloads)
-        gpus = gpus_per_worker(config.resources)
-        progress = Progress("generate", len(samples), "volumes")
-        progress.skip(len(samples) - len(missing))
-        made = run_units(
-            units(missing, config.batch_size),
-            Generator,
-            ledger,
-            progress,
-            pool=Pool(workers=config.resources.workers, cpus=config.resources.cpus_per_worker, gpus=gpus),
-            arguments=(there, gpus > 0),
-            weight=len,
-        )
-        _check_made(config, len(samples), [row for unit in made.values() for row in unit if row.get("error")])
-        names = tuple(model["classes"])
-        rows = sorted(_committed(ledger).values(), key=lambda row: (names.index(row["class"]), row["index"]))
-        _write_dataset(there, model, autoencoder["fingerprint"], rows)
-        tracker.log_metrics([{"volumes": len(rows)}])
-        progress.finish(f"{len(rows)} synthetic volumes in {config.output}")
+    return autoencoder
 
 
-def _located(config: GenerateConfig, downloads: str) -> GenerateConfig:
-    """``config`` with the folders of registered packages."""
-    model, autoencoder = (
-        resolve_model(uri, config.tracking, storage.join(downloads, key))
+def located_packages(config: GenerateConfig, downloads: str) -> GenerateConfig:
+    """``config`` with the folders of registered packages, which are put below ``downloads`` where they must be."""
+    found: dict[str, Any] = {
+        key: resolve_model(uri, config.tracking, storage.join(downloads, key))
         for key, uri in (("model", config.model), ("autoencoder", config.autoencoder))
-    )
-    return dataclasses.replace(config, model=model, autoencoder=autoencoder)
+        if uri is not None
+    }
+    return dataclasses.replace(config, **found)
 
 
 def _shared(config: GenerateConfig, downloads: str) -> GenerateConfig:
     """``config`` with packages that were downloaded to this machine put where all workers can read them."""
-    model, autoencoder = (
-        copy_package(folder, storage.join(config.output, _PACKAGES, key)) if folder.startswith(downloads) else folder
+    copied: dict[str, Any] = {
+        key: copy_package(folder, storage.join(config.output, _PACKAGES, key))
         for key, folder in (("model", config.model), ("autoencoder", config.autoencoder))
-    )
-    return dataclasses.replace(config, model=model, autoencoder=autoencoder)
+        if folder and folder.startswith(downloads)
+    }
+    return dataclasses.replace(config, **copied)
 
 
-def _committed(ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """The committed rows by sample id."""
-    return {row["sample_id"]: row for unit in ledger.done() for row in ledger.rows(unit)}
+def _paths(config: GenerateConfig) -> list[str]:
+    return ["output", "model", *(["autoencoder"] if config.autoencoder else [])]
 
 
-def _in_manifest(folder: str) -> set[str]:
-    """Ids of the samples in the manifest, if there is one."""
+def _check_room(config: GenerateConfig) -> None:
+    resources = config.resources
+    check_fits(dataclasses.replace(resources, workers=resources.workers + config.pools.decoders))
+
+
+def _rows_in_manifest(folder: str) -> int:
     uri = storage.join(folder, MANIFEST)
-    return set(read_shard(uri)["sample_id"].to_pylist()) if storage.exists(uri) else set()
+    return pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows if storage.exists(uri) else 0
 
 
-def _check_made(config: GenerateConfig, samples: int, failed: Rows) -> None:
-    """Make sure that every sample was made.
+def _say_plan(config: GenerateConfig, request: Request, plan: Plan) -> None:
+    asked = ", ".join(f"{len(kept)} {name}" for name, kept in zip(plan.classes, plan.kept, strict=True))
+    what = [name for name in ("volumes", "latents") if getattr(config.save, name)]
+    say(f"generate: {asked}, of which {plan.done} are there; {' and '.join(what)} to {config.output}")
+    if config.gate.limits and config.save.volumes and not request.model["limits"]:
+        say(f"generate: {config.model} knows no limits of its training volumes; samples need only be finite")
+
+
+def _check_complete(config: GenerateConfig, plan: Plan, tally: Tally) -> None:
+    """Make sure that every sample is there.
 
     Raises:
-        WorkMissingError: if some could not be; what was made stays.
+        GateError: if all attempts at some were rejected; the others stay.
     """
-    if failed:
-        raise WorkMissingError(
-            f"{len(failed)} of {samples} samples are missing in {config.output} (first: {failed[0]['sample_id']}, "
-            f"{failed[0]['error']}); lower sampler.guidance_scale, or train the model further"
+    if lost := plan.exhausted(config.gate.attempts):
+        check = tally.rejected.most_common(1)[0][0] if tally.rejected else "a check"
+        raise GateError(
+            f"{len(lost)} of {plan.total} samples are missing in {config.output}: {config.gate.attempts} attempts at "
+            f"each (first {lost[0].sample_id}) were rejected, mostly for {check}; raise gate.attempts, lower "
+            "sampler.guidance_scale, or train the model further"
         )
-
-
-def _check_sampler(config: GenerateConfig, model: dict[str, Any]) -> None:
-    try:
-        sampler_table(config.sampler, Process(DiffusionConfig(**model["diffusion"])))
-    except ValueError as error:
-        raise UserError(f"sampler.{error}") from error
-
-
-class Generator:
-    """An actor that draws, decodes and writes batches of samples.
-
-    Every batch has the same shape (short ones are padded), a sample always the same place in it, and the number of
-    threads is fixed, so that a sample is the same bit for bit whenever it is made.
-    """
-
-    def __init__(self, config: GenerateConfig, gpu: bool) -> None:
-        torch.set_num_threads(config.resources.cpus_per_worker)
-        self.config = config
-        device = "cuda" if gpu else "cpu"
-        self.model = load_model(config.model, device, precision=config.precision)
-        self.autoencoder = load_autoencoder(config.autoencoder, device)
-
-    def __call__(self, _: str, batch: list[dict[str, Any]]) -> Rows:
-        """Make one batch: a row for each sample, with an ``error`` for one that is not finite."""
-        samples = [Sample(**fields) for fields in batch]
-        places = [sample.index % self.config.batch_size for sample in samples]
-        padded = [samples[0]] * self.config.batch_size
-        for place, sample in zip(places, samples, strict=True):
-            padded[place] = sample
-        latents = self.model.sample([s.label for s in padded], [s.seed for s in padded], self.config.sampler)
-        volumes = self.autoencoder.decode(latents)[places, 0].float().cpu().numpy()
-        return [self._write(sample, volume) for sample, volume in zip(samples, volumes, strict=True)]
-
-    def _write(self, sample: Sample, volume: np.ndarray) -> dict[str, Any]:
-        row = {
-            "sample_id": sample.sample_id,
-            "class": sample.class_name,
-            "index": sample.index,
-            "attempt": sample.attempt,
-            "seed": sample.seed,
-            "file": sample.image_file,
-            "batch_size": self.config.batch_size,
-            "threads": torch.get_num_threads(),
-            "dtype": self.model.precision,
-        }
-        if not np.isfinite(volume).all():
-            return {**row, "error": "the volume is not finite"}
-        checks = volume_checks(volume, self.model.geometry["spacing_mm"])
-        image = storage.join(self.config.output, sample.image_file)
-        sha256 = storage.write_bytes(image, nifti.encode(volume, self.model.affine))
-        storage.write_bytes(image.removesuffix(".nii.gz") + ".json", bids.json_bytes(self._sidecar(sample)))
-        return {**row, "sha256": sha256, "checks": checks}
-
-    def _sidecar(self, sample: Sample) -> dict[str, Any]:
-        return {
-            "Description": f"Synthetic T1-weighted volume of class {sample.class_name}; not an image of a person",
-            "SkullStripped": True,
-            "Synthetic": True,
-            "Sources": [],
-            "Class": sample.class_name,
-            "Seed": sample.seed,
-            "Sampler": dataclasses.asdict(self.config.sampler),
-            "ModelFingerprint": self.model.fingerprint,
-            "AutoencoderFingerprint": self.autoencoder.fingerprint,
-            "SoftwareVersion": f"voxfleet {__version__}",
-        }
-
-
-_README = """# Synthetic brain volumes
-
-These volumes were drawn from a generative model by Voxfleet. THEY ARE NOT IMAGES OF PEOPLE: no subject in this dataset
-exists, and nothing in it may be used for a diagnosis.
-
-- `participants.tsv` gives the class that each volume was asked for.
-- `manifest.parquet` gives the seed, file, sha256 and checks of each volume.
-- Intensities are scaled to [0, 1]; the grid is that of the model's training volumes (mm, RAS).
-"""
-
-
-def _write_dataset(config: GenerateConfig, model: dict[str, Any], autoencoder: str, rows: Rows) -> None:
-    """The files about the whole dataset; the manifest last, which marks it as complete."""
-    participants = [{"participant_id": row["file"].split("/")[0], "group": row["class"]} for row in rows]
-    classes = {name: f"asked for as class {name}" for name in model["classes"]}
-    files = {
-        "README.md": _README.encode(),
-        ".bidsignore": f"{MANIFEST}\n".encode(),
-        "participants.tsv": bids.participants_tsv(participants),
-        "participants.json": bids.json_bytes({"group": {"Description": "class of the sample", "Levels": classes}}),
-        "dataset_description.json": bids.dataset_description(
-            "Synthetic brain volumes",
-            "derivative",
-            description=f"samples of model {model['fingerprint']}, decoded by autoencoder {autoencoder}",
-            source_datasets=[{"URL": f"urn:sha256:{model['fingerprint']}"}],
-        ),
-        MANIFEST: table_bytes(pa.Table.from_pylist(rows)),
-    }
-    for path, data in files.items():
-        storage.write_bytes(storage.join(config.output, path), data)

@@ -23,8 +23,19 @@ LEDGER = f"{_HIDDEN}/ledger"
 UNSENT, LOCK = f"{_HIDDEN}/unsent.json", f"{_HIDDEN}/lock"
 # what a folder is made with, but does not depend on; a campaign may grow
 _NOT_CONTENT = (
-    *("resources", "output", "batch_size", "campaign.samples", "max_skipped", "page", "commands"),
+    *(
+        "resources",
+        "output",
+        "batch_size",
+        "decode_batch_size",
+        "campaign.samples",
+        "campaign.mixture",
+        "max_skipped",
+        "page",
+        "commands",
+    ),
     *("gradient_checkpointing", "loading.mode", "samples", "audit", "search.trials", "search.max_concurrent"),
+    *("pools", "save.shard_size", "gate.attempts", "verify", "dry_run"),
     *(f"trainer.{key}" for key in ("keep_newest", "keep_best", "max_failures")),
 )
 

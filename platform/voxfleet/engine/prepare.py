@@ -10,7 +10,8 @@ from voxfleet import storage
 from voxfleet.config.jobs import PrepareConfig
 from voxfleet.data import nifti, skullstrip
 from voxfleet.data.audit import audit_columns, check_duplicates, find_duplicates
-from voxfleet.data.preprocess import PreprocessConfig, Volume, common_affine, limits, preprocess, volume_checks
+from voxfleet.data.preprocess import PreprocessConfig, Volume, common_affine, preprocess
+from voxfleet.data.quality import limits, volume_checks
 from voxfleet.data.shards import (
     MANIFEST,
     Manifest,

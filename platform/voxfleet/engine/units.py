@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from pyarrow import dataset, fs
 
 from voxfleet import errors, storage
 from voxfleet.data.shards import read_shard, table_bytes
 from voxfleet.engine.console import Progress
-from voxfleet.errors import VoxfleetError
+from voxfleet.errors import UserError, VoxfleetError
 
 Rows = list[dict[str, Any]]
 _SUFFIX = ".parquet"
@@ -32,9 +33,34 @@ class Ledger:
         """Names of the units that are committed."""
         return {name.removesuffix(_SUFFIX) for name in storage.names(self.folder) if name.endswith(_SUFFIX)}
 
-    def commit(self, unit: str, rows: Rows) -> None:
+    def commit(self, unit: str, rows: Rows, schema: pa.Schema | None = None) -> None:
         """Commit a unit whose data is written."""
-        storage.write_bytes(storage.join(self.folder, unit + _SUFFIX), table_bytes(pa.Table.from_pylist(rows)))
+        data = table_bytes(pa.Table.from_pylist(rows, schema=schema))
+        storage.write_bytes(storage.join(self.folder, unit + _SUFFIX), data)
+
+    def free_name(self, unit: str) -> str:
+        """``unit``, or where a fragment of it holds what was left of another, a name after it."""
+        while storage.exists(storage.join(self.folder, unit + _SUFFIX)):
+            unit += "+"
+        return unit
+
+    def table(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """The rows of all units, which were committed with this ``schema``.
+
+        Raises:
+            UserError: if a fragment is damaged.
+        """
+        names = sorted(self.done())
+
+        def read(system: fs.FileSystem, path: str) -> pa.Table:
+            files = [f"{path}/{name}{_SUFFIX}" for name in names]
+            return dataset.dataset(files, schema=schema, filesystem=system, format="parquet").to_table(columns)
+
+        try:
+            return storage.retried(self.folder, read) if names else schema.empty_table().select(columns or schema.names)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.folder} is damaged ({reason}); remove the file that is named") from error
 
     def rows(self, unit: str) -> Rows:
         """The rows of a committed unit."""
@@ -72,11 +98,11 @@ def run_units(
     progress.skip(sum(weight(units[name]) for name in rows))
     if not missing:
         return rows
-    dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
+    items = ray.data.from_items(missing, override_num_blocks=len(missing))
     if pool is None:
-        results = dataset.map(_Task(work, ledger), num_cpus=1)
+        results = items.map(_Task(work, ledger), num_cpus=1)
     else:
-        results = dataset.map(
+        results = items.map(
             _Actor,
             fn_constructor_args=(work, arguments, ledger),
             compute=ray.data.ActorPoolStrategy(size=min(pool.workers, len(missing))),

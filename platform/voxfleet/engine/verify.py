@@ -1,0 +1,75 @@
+"""Checking that what a campaign committed is still there and whole."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from voxfleet import storage
+from voxfleet.data.campaign import SCHEMA
+from voxfleet.engine.cluster import ray_errors
+from voxfleet.engine.console import Progress, say
+from voxfleet.engine.units import Ledger
+from voxfleet.errors import UserError
+
+_AT_ONCE = 64  # files of a task
+_SHOWN = 5
+
+
+def forget_damaged(folder: str, ledger: Ledger) -> None:
+    """Take samples whose files are missing or damaged out of the ledger, so that they count as missing."""
+    rows = ledger.table(SCHEMA, ["reason", "file", "sha256", "latents", "latents_sha256"])
+    rows = rows.filter(pc.equal(rows["reason"], ""))
+    files = dict([*_pairs(rows, "file", "sha256"), *_pairs(rows, "latents", "latents_sha256")])
+    progress = Progress("verify", len(files), "files")
+    damaged = set(_damaged(folder, list(files.items()), progress))
+    progress.finish(f"{len(files) - len(damaged)} files are whole, {len(damaged)} are missing or damaged")
+    for file in sorted(damaged)[:_SHOWN]:
+        say(f"verify: {file} is missing or damaged; its samples are made again")
+    if damaged:
+        _forget(folder, ledger, damaged)
+
+
+def _pairs(rows: pa.Table, file: str, sha256: str) -> Iterator[tuple[str, str]]:
+    """Files and their hashes, where there are any."""
+    pairs = zip(rows[file].to_pylist(), rows[sha256].to_pylist(), strict=True)
+    return ((name, mark) for name, mark in pairs if name)
+
+
+def _forget(folder: str, ledger: Ledger, damaged: set[str]) -> None:
+    for unit in sorted(ledger.done()):
+        rows = ledger.rows(unit)
+        broken = [row for row in rows if damaged & {row["file"], row["latents"]}]
+        shards = {row["latents"] for row in broken} - {None}  # a shard is made again as a whole
+        left = [row for row in rows if row not in broken and row["latents"] not in shards]
+        if len(left) < len(rows):
+            ledger.commit(unit, left, SCHEMA)
+        for shard in shards:
+            storage.remove(storage.join(folder, shard))
+
+
+def _damaged(folder: str, files: list[tuple[str, str]], progress: Progress) -> Iterable[str]:
+    """The files that are not what their hashes say; each is read by some task."""
+    parts = [files[start : start + _AT_ONCE] for start in range(0, len(files), _AT_ONCE)]
+    waiting = {_check.remote(folder, part): len(part) for part in parts}
+    while waiting:
+        (done,), _ = ray.wait(list(waiting))
+        progress.advance(waiting.pop(done))
+        with ray_errors():
+            yield from ray.get(done)
+
+
+@ray.remote
+def _check(folder: str, files: list[tuple[str, str]]) -> list[str]:
+    return [name for name, sha256 in files if _sha256(storage.join(folder, name)) != sha256]
+
+
+def _sha256(uri: str) -> str | None:
+    if not storage.exists(uri):
+        return None
+    try:
+        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    except UserError:  # no file, or one that the disk does not give back
+        return None
