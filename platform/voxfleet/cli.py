@@ -22,11 +22,13 @@ class Job:
         config: its configuration's class in ``config.jobs``, or in another module of ``config``, which is then named.
         engine: its module of ``engine``.
         help: what it does.
+        positional: a key that may be given without its name, as the first argument.
     """
 
     config: str
     engine: str
     help: str
+    positional: str = ""
 
 
 JOBS = {
@@ -39,6 +41,10 @@ JOBS = {
     "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
     "tune": Job("TuneConfig", "tune", "search what to train: window size, depth, and any other key of train"),
     "generate": Job("generation.GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
+    "regenerate": Job(
+        "generation.RegenerateConfig", "regenerate", "make one sample of a campaign again, and compare it", "sample"
+    ),
+    "decode": Job("generation.DecodeConfig", "decode", "decode latent shards to volumes"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
@@ -79,7 +85,8 @@ def usage() -> str:
             *lines,
             "",
             "voxfleet JOB --help explains every key; --print_config prints the configuration that would run.",
-            "Exit codes: 0 done, 1 our bug, 2 the input is wrong, 4 work is missing (run it again), 130 interrupted.",
+            "Exit codes: 0 done, 1 our bug, 2 the input is wrong, 3 what was made is not what is allowed,",
+            "4 work is missing (run it again), 130 interrupted.",
         ]
     )
 
@@ -95,6 +102,8 @@ def main(arguments: list[str]) -> int:
     job, rest = arguments[0], arguments[1:]
     if job not in JOBS:
         return _fail(f"unknown job {job!r}; the jobs are {', '.join(JOBS)}", 2)
+    if JOBS[job].positional and rest and not rest[0].startswith("-"):
+        rest = [f"--{JOBS[job].positional}", *rest]
     return guarded(lambda: run_job(job, parse(job, rest)))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.campaign import CampaignConfig
+from voxfleet.data.nifti import check_dtype
 from voxfleet.data.quality import GateConfig
 from voxfleet.data.synthetic import SaveConfig
 from voxfleet.diffusion.samplers import SamplerConfig
@@ -86,3 +87,57 @@ class GenerateConfig:
             raise ValueError(f"decode_{error}") from error
         if self.mode not in ("auto", *MODES):
             raise ValueError(f"mode is {self.mode!r}; it must be one of auto, {', '.join(MODES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegenerateConfig:
+    """Make one sample of a campaign again, by itself, and compare it with the one that is there.
+
+    Args:
+        sample: its id, such as syn-TLE-0000123.
+        dataset: output folder of generate.
+        model: the model package, where it is no longer where the campaign found it.
+        autoencoder: the autoencoder package, likewise.
+        output: folder into which the sample is written; null only compares.
+        tracking: the store of registered packages.
+    """
+
+    sample: str
+    dataset: str
+    model: str | None = None
+    autoencoder: str | None = None
+    output: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """Decode latent shards to a BIDS derivative dataset of volumes.
+
+    Args:
+        output: folder of the dataset.
+        data: folder of latent shards.
+        autoencoder: the package of the autoencoder that made the latents.
+        dtype: of the voxels: int16 with a slope, or float32.
+        compress: .nii.gz; false gives .nii, which are larger and written faster.
+        precision: of the autoencoder: float32, bfloat16, float16, or auto: float16 on a GPU, float32 elsewhere.
+        batch_size: latents decoded at once.
+        resources: where the job runs, and the number of actors.
+        tracking: where its record goes.
+    """
+
+    output: str
+    data: str
+    autoencoder: str
+    dtype: str = "int16"
+    compress: bool = True
+    precision: str = "auto"
+    batch_size: int = 8
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        check_precision(self.precision, training=True)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")

@@ -31,6 +31,21 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         raise UserError(_with_group(cls, namespace, error)) from error
 
 
+def read_config(cls: type, job: str, document: dict[str, Any]) -> Any:
+    """An instance of ``cls`` from a document that an earlier run of ``job`` left.
+
+    Raises:
+        UserError: if the document is of another version of the software.
+    """
+    parser = parser_of(cls, job)
+    try:
+        values = parser.instantiate(parser.parse_object(document))
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+    except (argparse.ArgumentError, ValueError, TypeError, KeyError) as error:
+        message = " ".join(str(getattr(error, "message", error)).split())
+        raise UserError(f"the configuration of {job} is not one of this version ({message}); use its own") from error
+
+
 def _with_flags(cls: type, arguments: list[str]) -> list[str]:
     """``arguments`` with ``--dry-run``, where ``dry_run`` is yes or no, made ``--dry_run true``."""
     flags = {f"--{field.name.replace('_', '-')}": field.name for field in dataclasses.fields(cls) if field.type is bool}

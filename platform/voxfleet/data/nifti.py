@@ -19,6 +19,7 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _INT16_MAX = 32767
+DTYPES = ("int16", "float32")
 _NOT_NIFTI: tuple[type[Exception], ...] = (  # type: ignore[assignment]  # isal's stub is wrong
     OSError,
     EOFError,
@@ -28,6 +29,12 @@ _NOT_NIFTI: tuple[type[Exception], ...] = (  # type: ignore[assignment]  # isal'
     HeaderDataError,
     WrapStructError,
 )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises ValueError if volumes are not stored as ``dtype``."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
 
 
 def encode(data: np.ndarray, affine: np.ndarray, *, dtype: str = "int16", compress: bool = True) -> bytes:

@@ -60,14 +60,14 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_shard(uri: str) -> pa.Table:
-    """The table of the Parquet file at ``uri``.
+def read_shard(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The table of the Parquet file at ``uri``, or these ``columns`` of it.
 
     Raises:
         UserError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri} is damaged ({reason}); delete its folder and make it again") from error

@@ -11,12 +11,11 @@ import pyarrow as pa
 from voxfleet import __version__, storage
 from voxfleet.data import bids, nifti
 from voxfleet.data.campaign import Sample
+from voxfleet.data.nifti import check_dtype
 from voxfleet.data.quality import Limits, verdict, volume_checks
 
 MANIFEST, REJECTED = "manifest.parquet", "rejected.parquet"
 LATENTS, FIGURES, SUMMARY = "latents", "figures", "summary.json"
-
-DTYPES = ("int16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,7 @@ class SaveConfig:
     def __post_init__(self) -> None:
         if not (self.volumes or self.latents):
             raise ValueError("volumes and latents are both false; set one of them to true")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        check_dtype(self.dtype)
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}; it must be at least 1")
 

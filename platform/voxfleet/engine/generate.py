@@ -15,7 +15,7 @@ from voxfleet.config.generation import GenerateConfig
 from voxfleet.data import campaign
 from voxfleet.data.campaign import SCHEMA, Plan, Queue
 from voxfleet.data.known import Known, read_known
-from voxfleet.data.quality import widened
+from voxfleet.data.quality import Limits, widened
 from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.data.synthetic import MANIFEST, Writer, common_sidecar
 from voxfleet.diffusion.process import DiffusionConfig, Process
@@ -169,11 +169,14 @@ class Request:
             )
             with ray_errors():
                 allowed["nearest"] = (ray.get(nearest), float("inf"))
-        sidecar = common_sidecar(
-            dataclasses.asdict(there.sampler), model["fingerprint"], self.inputs.get("autoencoder", "")
-        )
-        writer = Writer(folder, there.save, allowed, model["geometry"], sidecar)
+        writer = self.writer(allowed, folder)
         return Crew.of(there, writer, known, -(-(plan.total - plan.done) // there.batch_size))
+
+    def writer(self, allowed: Limits, folder: str | None) -> Writer:
+        """What judges samples by what is ``allowed``, and writes them into ``folder``, if there is one."""
+        fingerprints = self.model["fingerprint"], self.inputs.get("autoencoder", "")
+        sidecar = common_sidecar(dataclasses.asdict(self.config.sampler), *fingerprints)
+        return Writer(folder, self.config.save, allowed, self.model["geometry"], sidecar)
 
 
 @ray.remote(num_returns=2)

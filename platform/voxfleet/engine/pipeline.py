@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
 from voxfleet.engine.cluster import ray_errors
+from voxfleet.engine.console import say
 from voxfleet.errors import WorkMissingError
 
 _CALLS = 2  # of an actor, so that it need not wait for the driver
@@ -280,6 +281,7 @@ class Pipeline:
                 f"{_LOSSES} workers died at one batch ({reason}); if it is memory, lower batch_size or "
                 "resources.workers, then run the same command again"
             )
+        say(f"{self._pools[parcel.stage].stage.name}: a worker was lost; its batch is made again")
         if isinstance(error, ObjectLostError):
             parcel.data, parcel.stage = {}, 0
         self._waiting[parcel.stage].appendleft(parcel)

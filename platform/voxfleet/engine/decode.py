@@ -1,0 +1,135 @@
+"""The decode job: latent shards to volumes, in a pool of actors that hold the autoencoder."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from voxfleet import storage
+from voxfleet.config.generation import DecodeConfig
+from voxfleet.data import bids, nifti
+from voxfleet.data.latents import COLUMNS
+from voxfleet.data.shards import Manifest, read_manifest, read_shard, table_bytes, tensors
+from voxfleet.data.synthetic import MANIFEST
+from voxfleet.engine.cluster import gpus_per_worker
+from voxfleet.engine.console import Progress
+from voxfleet.engine.job import absolute_paths, job_session
+from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.units import Ledger, Pool, Rows, run_units
+from voxfleet.errors import UserError
+from voxfleet.packages import load_autoencoder, read_package_config
+
+_README = """# Decoded brain volumes
+
+Each volume is what an autoencoder makes of a latent: a reconstruction where the latent is of an image, a synthetic
+volume where a model drew it. `manifest.parquet` names the source of each, its split and its sha256. Intensities are
+scaled to [0, 1]. Not for diagnosis.
+"""
+
+
+def run(config: DecodeConfig) -> None:
+    """Make the volumes."""
+    latents = read_manifest(config.data, "latents")
+    package = read_package_config(config.autoencoder, "autoencoder")
+    if latents.autoencoder != package["fingerprint"]:
+        raise UserError(
+            f"the latents in {config.data} are not of {config.autoencoder}; give the autoencoder that made them"
+        )
+    output = Output("decode", config.output, config, {"data": latents.digest, "autoencoder": package["fingerprint"]})
+    if output.is_done(MANIFEST):
+        return
+    there = absolute_paths(config, "output", "data", "autoencoder")
+    with job_session(output, workers=True) as tracker:
+        gpus = gpus_per_worker(config.resources)
+        names = _names(there.data, latents, config.compress)
+        progress = Progress("decode", sum(map(len, names.values())), "volumes")
+        units = run_units(
+            names,
+            Decoding,
+            Ledger(storage.join(there.output, LEDGER)),
+            progress,
+            pool=Pool(workers=config.resources.workers, cpus=config.resources.cpus_per_worker, gpus=gpus),
+            arguments=(there, gpus > 0, latents.geometry["affine"]),
+            weight=len,
+        )
+        rows = [row for unit in units.values() for row in unit]
+        _write_dataset(there, latents, rows)
+        tracker.log_metrics([{"volumes": len(rows)}])
+        progress.finish(f"{len(rows)} volumes in {config.output}")
+
+
+def _names(folder: str, latents: Manifest, compress: bool) -> dict[str, list[str]]:
+    """For each shard, the file of each of its rows; the rows of a subject that has several are numbered as runs."""
+    subjects = {
+        shard["file"]: read_shard(uri, ["subject_id"])["subject_id"].to_pylist()
+        for shard, uri in zip(latents.shards, latents.files(folder), strict=True)
+    }
+    total, seen = Counter(subject for every in subjects.values() for subject in every), Counter[str]()
+    names: dict[str, list[str]] = {}
+    for shard, every in subjects.items():
+        names[shard] = []
+        for subject in every:
+            seen[subject] += 1
+            run = f"_run-{seen[subject]}" if total[subject] > 1 else ""
+            file = f"{subject}{run}_desc-decoded_T1w.nii{'.gz' if compress else ''}"
+            names[shard].append(f"{subject}/anat/{file}")
+    return names
+
+
+class Decoding:
+    """An actor that decodes whole shards."""
+
+    def __init__(self, config: DecodeConfig, gpu: bool, affine: list[list[float]]) -> None:
+        torch.set_num_threads(config.resources.cpus_per_worker)
+        self.config, self.affine = config, np.array(affine)
+        self.device = "cuda" if gpu else "cpu"
+        self.autoencoder = load_autoencoder(config.autoencoder, self.device, precision=config.precision)
+
+    def __call__(self, shard: str, names: list[str]) -> Rows:
+        """Decode and write ``shard``, whose volumes get these names."""
+        table = read_shard(storage.join(self.config.data, shard))
+        latents, size = torch.from_numpy(tensors(table, "mu").astype(np.float32)), self.config.batch_size
+        rows = table.select(list(COLUMNS)).to_pylist()
+        for start in range(0, len(latents), size):
+            volumes = self.autoencoder.decode(latents[start : start + size].to(self.device))[:, 0].float().cpu().numpy()
+            for row, name, volume in zip(rows[start:], names[start:], volumes, strict=False):
+                row |= self._write(row, name, volume)
+        return rows
+
+    def _write(self, row: dict[str, Any], name: str, volume: np.ndarray) -> dict[str, str]:
+        if not np.isfinite(volume).all():
+            raise UserError(f"{self.config.autoencoder} makes a volume that is not finite of {row['source']}")
+        image = storage.join(self.config.output, name)
+        sidecar = {
+            "Description": "Decoded from a latent; not an image as it was taken",
+            "SkullStripped": True,
+            "Sources": [],
+            "AutoencoderFingerprint": self.autoencoder.fingerprint,
+        }
+        storage.write_bytes(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
+        data = nifti.encode(volume, self.affine, dtype=self.config.dtype, compress=self.config.compress)
+        return {"file": name, "sha256": storage.write_bytes(image, data)}
+
+
+def _write_dataset(config: DecodeConfig, latents: Manifest, rows: Rows) -> None:
+    """The files about the dataset, the manifest last."""
+    people = {row["subject_id"]: latents.classes[row["label"]] for row in rows}
+    participants = [{"participant_id": subject, "group": group} for subject, group in people.items()]
+    levels = {name: f"latents of class {name}" for name in latents.classes}
+    files = {
+        "README.md": _README.encode(),
+        ".bidsignore": f"{MANIFEST}\n".encode(),
+        "participants.tsv": bids.participants_tsv(participants),
+        "participants.json": bids.json_bytes({"group": {"Description": "class of the latent", "Levels": levels}}),
+        "dataset_description.json": bids.dataset_description(
+            "Decoded brain volumes",
+            "derivative",
+            description=f"latents decoded by autoencoder {latents.autoencoder}",
+            source_datasets=[{"URL": f"urn:sha256:{latents.digest}"}],
+        ),
+        MANIFEST: table_bytes(pa.Table.from_pylist(rows)),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(config.output, name), data)

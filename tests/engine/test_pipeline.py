@@ -1,0 +1,184 @@
+"""Pipelines of actors: every batch once, whoever dies; stages side by side; nothing piles up."""
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray import cloudpickle
+
+from voxfleet.engine.pipeline import Pipeline, Stage
+from voxfleet.errors import UserError, WorkMissingError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+pytestmark = pytest.mark.usefixtures("ray_session")
+_DEADLINE_S = 120
+
+
+class Double:
+    """Makes an array of twice the number; leaves its process's id; stops for good at batches that are named."""
+
+    def __init__(self, folder, deadly=()):
+        self._folder, self._deadly = Path(folder), deadly
+
+    def __call__(self, number):
+        (self._folder / f"double-{os.getpid()}").touch()
+        if number in self._deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number < 0:
+            raise UserError(f"{number} is negative; give 0 or more")
+        return {"array": np.full(1000, 2 * number), "half": number / 2}
+
+
+class Sum:
+    """Adds up what it is given; waits while a file says so."""
+
+    def __init__(self, folder):
+        self._folder = Path(folder)
+
+    def __call__(self, number, array):
+        (self._folder / f"sum-{os.getpid()}").touch()
+        (self._folder / f"begun-{number}").touch()
+        deadline = time.monotonic() + _DEADLINE_S
+        while (self._folder / "wait").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return number, int(array[0])
+
+
+def stages(folder, *, doubles=1, sums=1, deadly=()):
+    gives = ("array", "half")
+    return [
+        Stage(name="double", kind=Double, arguments=(str(folder), deadly), gives=gives, workers=doubles, cpus=0),
+        Stage(name="sum", kind=Sum, arguments=(str(folder),), takes=("array",), workers=sums, cpus=0),
+    ]
+
+
+def numbers(*values):
+    left = iter(values)
+    return lambda: next(left, None)
+
+
+def until(happened):
+    deadline = time.monotonic() + _DEADLINE_S
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_every_batch_goes_through_all_stages_and_what_is_kept_is_there(tmp_path):
+    with Pipeline(stages(tmp_path, doubles=2), keep=("half",)) as pipeline:
+        found = {}
+        for parcel in pipeline.run(numbers(*range(20))):
+            assert set(parcel.data) == {"half"}
+            found[parcel.batch] = (*parcel.result, ray.get(parcel.data["half"]))
+    assert found == {number: (number, 2 * number, number / 2) for number in range(20)}
+    assert pipeline.spent["double"].calls == pipeline.spent["sum"].calls == 20
+    assert pipeline.spent["double"].steady == 18
+
+
+def test_batches_that_come_up_on_the_way_are_done(tmp_path):
+    waiting, done = [1, 2], []
+
+    def source():
+        return waiting.pop() if waiting else None
+
+    with Pipeline(stages(tmp_path)) as pipeline:
+        for parcel in pipeline.run(source):
+            done += [parcel.batch]
+            if parcel.batch < 10:
+                waiting.append(parcel.batch + 10)
+    assert sorted(done) == [1, 2, 11, 12]
+
+
+def test_workers_that_die_lose_nothing(tmp_path):
+    (tmp_path / "wait").touch()
+    killed, results = set(), []
+    with Pipeline(stages(tmp_path, doubles=2, sums=2)) as pipeline:
+        run = pipeline.run(numbers(*range(30)))
+
+        def kill():
+            until(lambda: len(list(tmp_path.glob("begun-*"))) >= 2)
+            for path in tmp_path.glob("*-*"):
+                kind, _, pid = path.name.partition("-")
+                if kind in ("double", "sum"):
+                    os.kill(int(pid), signal.SIGKILL)
+                    killed.add(kind)
+            (tmp_path / "wait").unlink()
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        results = [parcel.result for parcel in run]
+        thread.join()
+    assert killed == {"double", "sum"}
+    assert sorted(results) == [(number, 2 * number) for number in range(30)]
+
+
+def test_a_stage_rests_while_what_it_made_waits(tmp_path):
+    (tmp_path / "wait").touch()
+    asked = []
+
+    def source():
+        asked.append(len(asked))
+        return asked[-1] if len(asked) <= 100 else None
+
+    with Pipeline(stages(tmp_path)) as pipeline:
+        run = pipeline.run(source)
+        most = []
+
+        def look():
+            until((tmp_path / "begun-0").exists)
+            before = -1
+            while before != len(asked):  # until no more is asked for
+                before = len(asked)
+                time.sleep(2)
+            most.append(len(asked))
+            (tmp_path / "wait").unlink()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        assert len(list(run)) == 100
+        thread.join()
+    assert most[0] <= 8
+
+
+def test_a_batch_that_kills_every_worker_ends_the_work_with_a_line(tmp_path):
+    with (
+        Pipeline(stages(tmp_path, deadly=(3,))) as pipeline,
+        pytest.raises(WorkMissingError, match="5 workers died at one batch"),
+    ):
+        list(pipeline.run(numbers(*range(5))))
+
+
+def test_an_error_of_ours_comes_back_as_itself(tmp_path):
+    with Pipeline(stages(tmp_path)) as pipeline, pytest.raises(UserError, match=r"^-1 is negative; give 0 or more$"):
+        list(pipeline.run(numbers(1, -1)))
+
+
+def test_a_stage_without_room_ends_the_work_instead_of_waiting_for_ever(tmp_path):
+    first, second = stages(tmp_path)
+    crowded = Stage(**{**vars(first), "cpus": 1000.0})
+    with (
+        Pipeline([crowded, second], wait_s=3) as pipeline,
+        pytest.raises(WorkMissingError, match=r"no worker of stage double has come up for 3 s.*1000 CPU"),
+    ):
+        list(pipeline.run(numbers(1)))
+
+
+def test_a_pool_grows_while_it_works(tmp_path):
+    deadline, count = time.monotonic() + _DEADLINE_S, itertools.count()
+
+    def source():  # as long as it takes
+        assert time.monotonic() < deadline
+        return next(count) if len(list(tmp_path.glob("sum-*"))) < 3 else None
+
+    with Pipeline(stages(tmp_path)) as pipeline:
+        for parcel in pipeline.run(source):
+            if parcel.batch == 5:
+                pipeline.grow("sum", 3)
+    assert pipeline.spent["sum"].calls == next(count)
