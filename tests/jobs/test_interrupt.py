@@ -41,7 +41,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(pro
 def test_an_interrupted_campaign_ends_with_exactly_its_samples(processes, tmp_path, number, code):
     output = tmp_path / "out"
     more = ["--output", str(output), "--campaign.samples", "12", "--sampler.steps", "50"]
-    more += ["--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
+    more += ["--save.shard_size", "2", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
     assert processes.interrupt_when(lambda: fragments(output) >= 2, number, "generate", *more) == code
     if number == signal.SIGINT:
         assert processes.log.read_text().strip().endswith("interrupted; run the same command again to continue")
