@@ -39,6 +39,7 @@ JOBS = {
     "train": Job("TrainConfig", "train", "train a DiT3D on latent shards"),
     "tune": Job("TuneConfig", "tune", "search what to train: window size, depth, and any other key of train"),
     "generate": Job("generation.GenerateConfig", "generate", "generate synthetic volumes as a BIDS derivative dataset"),
+    "interpolate": Job("generation.InterpolateConfig", "interpolate", "show the way between two samples or subjects"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
