@@ -91,6 +91,21 @@ def test_ddpm_draws_the_noise_of_each_seed_with_the_variance_that_was_learned(pa
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_samples_may_start_from_noise_that_is_given(package, sampler):
+    """Of another seed, here; what later steps draw is the seed's own all the same."""
+    bundle = voxfleet.load_model(package())
+    plain = bundle.sample(["HC", "TLE"], [5, 6], sampler, steps=4)
+    noise = bundle.initial_noise([5, 6])
+    assert torch.equal(noise, sampling_noise(torch.tensor([5, 6]), 0, (2, 4, 6, 4)))
+    assert torch.equal(bundle.sample(["HC", "TLE"], [5, 6], sampler, noise=noise, steps=4), plain)
+    other = bundle.sample(["HC", "TLE"], [7, 8], sampler, noise=noise, steps=4)
+    assert torch.equal(other, plain) == (sampler == "ddim")
+    assert not torch.equal(bundle.sample(["HC", "TLE"], [5, 6], sampler, noise=noise.flip(0), steps=4), plain)
+    with pytest.raises(ValueError, match=r"noise has shape \(1, 2, 4, 6, 4\); it must be \(2, 2, 4, 6, 4\)"):
+        bundle.sample(["HC", "TLE"], [5, 6], sampler, noise=noise[:1], steps=4)
+
+
 def test_bfloat16_is_near_float32(package):
     folder = package()
     exact, rounded = (voxfleet.load_model(folder, precision=p).sample([0], [1], steps=3) for p in ("auto", "bfloat16"))

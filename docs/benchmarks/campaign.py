@@ -29,7 +29,9 @@ from voxfleet.models import DiT3DConfig
 from voxfleet.models.vae import AutoencoderConfig
 
 SEED = DiT3DConfig(input_size=(8, 14, 8), patch_size=(4, 4, 4), hidden_size=384, depth=12, num_heads=6)
-TO_64 = AutoencoderConfig(channels=(8, 16, 32, 32), num_res_blocks=(0, 1, 1, 1), norm_num_groups=8, use_convtranspose=True)
+TO_64 = AutoencoderConfig(
+    channels=(8, 16, 32, 32), num_res_blocks=(0, 1, 1, 1), norm_num_groups=8, use_convtranspose=True
+)
 TINY = DiT3DConfig(input_size=(8, 10, 8), hidden_size=48, depth=2, num_heads=2)
 TO_16 = AutoencoderConfig(channels=(4, 8), num_res_blocks=(1, 1), norm_num_groups=4)
 
@@ -41,7 +43,10 @@ def generate(folder: Path, packages: tuple[str, str], samples: int, *more: str) 
     process = subprocess.Popen([sys.executable, *command, "--model", packages[0], "--autoencoder", packages[1]])
     points = []
     while process.poll() is None:
-        held = sum(_private(child) for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+        held = sum(
+            _private(child)
+            for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        )
         points.append((time.perf_counter() - began, held))
         most = max(most, held)
         time.sleep(1)

@@ -45,6 +45,7 @@ JOBS = {
         "generation.RegenerateConfig", "regenerate", "make one sample of a campaign again, and compare it", "sample"
     ),
     "decode": Job("generation.DecodeConfig", "decode", "decode latent shards to volumes"),
+    "interpolate": Job("generation.InterpolateConfig", "interpolate", "show the way between two samples or subjects"),
     "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),

@@ -178,40 +178,64 @@ class ModelBundle:
             raise UserError("the model has no affine: its latents were imported without their autoencoder")
         return np.array(self.geometry["affine"])
 
+    def initial_noise(self, seeds: Sequence[int]) -> Tensor:
+        """What the samples of these seeds start from, (B, C, d, h, w)."""
+        return self._noise(self._keys(seeds), 0)
+
     @torch.inference_mode()
     def sample(
-        self, labels: Sequence[int | str], seeds: Sequence[int], sampler: str | SamplerConfig = "ddim", **options: Any
+        self,
+        labels: Sequence[int | str],
+        seeds: Sequence[int],
+        sampler: str | SamplerConfig = "ddim",
+        *,
+        noise: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Latents (B, C, d, h, w) in the autoencoder's space, one for each label and seed.
 
-        Sample i depends on labels[i], seeds[i] and the sampler alone: to float rounding in any batch, and bit for bit
-        at the same place of batches of one shape.
+        Sample i depends on labels[i], seeds[i] and the sampler alone (and noise[i], where that is given): to float
+        rounding in any batch, and bit for bit at the same place of batches of one shape.
 
         Args:
             labels: the class of each sample, as a name or a number.
             seeds: the seed of each sample.
             sampler: the name of a sampler, or all of its configuration.
+            noise: what to start from, (B, C, d, h, w), instead of the ``initial_noise`` of the seeds.
             options: other fields of SamplerConfig: steps, guidance_scale, ...
 
         Raises:
-            ValueError: if a label or an option is not known, or the sampler not one of this model's process.
+            ValueError: if a label or an option is not known, the sampler not one of this model's process, or the noise
+                of another shape.
         """
         config = SamplerConfig(name=sampler) if isinstance(sampler, str) else sampler
         known = [field.name for field in dataclasses.fields(config) if field.name != "name"]
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"option {unknown[0]!r} is not known; the options are {', '.join(known)}")
         table = sampler_table(dataclasses.replace(config, **options), self.process)
-        device = next(self.model.parameters()).device
-        shape = (self.model.config.in_channels, *self.model.config.input_size)
-        keys = torch.tensor(seeds, dtype=torch.int64, device=device)
+        keys = self._keys(seeds)
+        device = keys.device
         y = torch.tensor([self._label(label) for label in labels], dtype=torch.int64, device=device)
         if len(keys) != len(y):
             raise ValueError(f"there are {len(y)} labels and {len(keys)} seeds; give one seed for each label")
+        start = self._noise(keys, 0) if noise is None else noise.to(device)
+        if start.shape != (len(y), *self._shape):
+            raise ValueError(f"noise has shape {tuple(start.shape)}; it must be {(len(y), *self._shape)}")
         denoiser = guided(self.network, y, self.model.config.num_classes)
         with autocast(device, self.precision):
-            x = sample(denoiser, table, sampling_noise(keys, 0, shape), lambda step: sampling_noise(keys, step, shape))
+            x = sample(denoiser, table, start, lambda step: self._noise(keys, step))
         mean, std = (torch.tensor(v, device=device).reshape(1, -1, 1, 1, 1) for v in (self.mean, self.std))
         return x * std + mean
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.model.config.in_channels, *self.model.config.input_size
+
+    def _keys(self, seeds: Sequence[int]) -> Tensor:
+        return torch.tensor(seeds, dtype=torch.int64, device=next(self.model.parameters()).device)
+
+    def _noise(self, keys: Tensor, step: int) -> Tensor:
+        return sampling_noise(keys, step, self._shape)
 
     def _label(self, label: int | str) -> int:
         known = dict(zip(self.classes, range(len(self.classes)), strict=True))

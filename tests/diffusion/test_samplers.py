@@ -7,7 +7,7 @@ import torch
 
 from voxfleet.diffusion.guidance import guided
 from voxfleet.diffusion.process import DiffusionConfig, Process
-from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS, SamplerConfig, sample, sampler_table
+from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS, SamplerConfig, adds_noise, sample, sampler_table
 
 DIFFUSION_SAMPLERS = [name for name in SAMPLERS if name not in FLOW_SAMPLERS]
 T, CA, CB, A, B, C, D, R, SCALE = range(9)
@@ -87,6 +87,14 @@ def test_noise_is_asked_for_by_step_and_not_after_the_last():
 
     sample(answers(0.0), table_of("ddpm", 5), start(), draw)
     assert asked == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"name": "ddpm"}, True), ({"eta": 0.1}, True), ({}, False), ({"name": "dpm-solver++"}, False)],
+)
+def test_which_samplers_add_noise(changes, expected):
+    assert adds_noise(sampler_table(SamplerConfig(steps=5, **changes), Process(DiffusionConfig()))) == expected
 
 
 def test_the_arithmetic_stays_float32_where_the_network_answers_in_bfloat16():

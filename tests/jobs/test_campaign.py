@@ -56,7 +56,11 @@ def test_two_thousand_samples_are_made_once_each_whoever_is_killed(processes, wo
             process.wait(timeout=60)
         assert not (output / "manifest.parquet").exists()
     assert killed >= 10
-    so_far = {row["sample_id"] for path in (output / ".voxfleet" / "ledger").iterdir() for row in pq.read_table(path).to_pylist()}
+    so_far = {
+        row["sample_id"]
+        for path in (output / ".voxfleet" / "ledger").iterdir()
+        for row in pq.read_table(path).to_pylist()
+    }
     assert 0 < len(so_far) < 2 * SAMPLES
 
     other = ["--batch_size", "5", "--resources.workers", "1"]

@@ -179,6 +179,12 @@ def sampler_table(config: SamplerConfig, process: Process) -> Tensor:
     return torch.stack([t.double(), *process.conversion(process.config.target, "x0", t), *update, scale], dim=1)
 
 
+def adds_noise(table: Tensor) -> bool:
+    """Whether a table draws noise after its start, so that a sample is more than a function of what it starts from."""
+    *_, d, _r, _scale = table.unbind(dim=1)
+    return bool(d.any())
+
+
 def sample(denoiser: Denoiser, table: Tensor, x: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
     """Run a table from noise x (B, C, ...) to a sample; ``noise(step)`` gives the noise of steps 1, 2, ...
 
