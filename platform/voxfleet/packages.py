@@ -112,6 +112,26 @@ class Autoencoder:
         return decode(self.model, latents.to(self.dtype)).clamp(0, 1)
 
 
+def fitting_autoencoder(folder: str, wanted: str | None, what: str) -> dict[str, Any]:
+    """The configuration of the autoencoder package in ``folder``, by which ``what`` is to be decoded.
+
+    Raises:
+        UserError: if it is not the one of fingerprint ``wanted``, or none is known.
+    """
+    document = read_package_config(folder, "autoencoder")
+    if wanted is None:
+        raise UserError(
+            f"{what} comes from latents that were imported without their autoencoder, so nothing of it can be decoded; "
+            "import the latents again with --autoencoder"
+        )
+    if wanted != document["fingerprint"]:
+        raise UserError(
+            f"{what} comes from latents of autoencoder {wanted[:12]}, but {folder} is {document['fingerprint'][:12]}; "
+            "give the autoencoder that made its latents"
+        )
+    return document
+
+
 def autoencoder_config(document: dict[str, Any]) -> AutoencoderConfig:
     """The architecture in an autoencoder package's configuration."""
     return AutoencoderConfig(**_tuples(document["architecture"]))

@@ -19,7 +19,7 @@ from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.units import Ledger, Pool, Rows, run_units
 from voxfleet.errors import UserError
-from voxfleet.packages import load_autoencoder, read_package_config
+from voxfleet.packages import fitting_autoencoder, load_autoencoder
 
 _README = """# Decoded brain volumes
 
@@ -32,11 +32,7 @@ scaled to [0, 1]. Not for diagnosis.
 def run(config: DecodeConfig) -> None:
     """Make the volumes."""
     latents = read_manifest(config.data, "latents")
-    package = read_package_config(config.autoencoder, "autoencoder")
-    if latents.autoencoder != package["fingerprint"]:
-        raise UserError(
-            f"the latents in {config.data} are not of {config.autoencoder}; give the autoencoder that made them"
-        )
+    package = fitting_autoencoder(config.autoencoder, latents.autoencoder, config.data)
     output = Output("decode", config.output, config, {"data": latents.digest, "autoencoder": package["fingerprint"]})
     if output.is_done(MANIFEST):
         return

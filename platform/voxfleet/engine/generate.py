@@ -30,7 +30,7 @@ from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.units import Ledger
 from voxfleet.engine.verify import forget_damaged
 from voxfleet.errors import GateError, UserError, WorkMissingError
-from voxfleet.packages import copy_package, read_package_config
+from voxfleet.packages import copy_package, fitting_autoencoder, read_package_config
 from voxfleet.tracking.record import resolve_model
 
 _PACKAGES = ".voxfleet/packages"
@@ -122,7 +122,7 @@ class Request:
             UserError: if the packages, the sampler and the training latents do not go together.
         """
         model = read_package_config(config.model, "model")
-        autoencoder = _fitting_autoencoder(config, model) if config.save.volumes else None
+        autoencoder = _autoencoder(config, model) if config.save.volumes else None
         try:
             sampler_table(config.sampler, Process(DiffusionConfig(**model["diffusion"])))
         except ValueError as error:
@@ -187,21 +187,10 @@ def _read_known(
     return known, known.nearest
 
 
-def _fitting_autoencoder(config: GenerateConfig, model: dict[str, Any]) -> dict[str, Any]:
+def _autoencoder(config: GenerateConfig, model: dict[str, Any]) -> dict[str, Any]:
     if config.autoencoder is None:
         raise UserError("autoencoder is null, but save.volumes is true; give the package, or set save.volumes to false")
-    autoencoder = read_package_config(config.autoencoder, "autoencoder")
-    if model["autoencoder"] is None:
-        raise UserError(
-            f"{config.model} was trained on latents that were imported without their autoencoder, so its samples "
-            "cannot be decoded; import the latents again with --autoencoder, and train on them"
-        )
-    if model["autoencoder"] != autoencoder["fingerprint"]:
-        raise UserError(
-            f"{config.model} was trained on latents of autoencoder {str(model['autoencoder'])[:12]}, but "
-            f"{config.autoencoder} is {autoencoder['fingerprint'][:12]}; give the autoencoder that made its latents"
-        )
-    return autoencoder
+    return fitting_autoencoder(config.autoencoder, model["autoencoder"], config.model)
 
 
 def located_packages(config: GenerateConfig, downloads: str) -> GenerateConfig:

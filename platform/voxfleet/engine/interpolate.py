@@ -26,7 +26,7 @@ from voxfleet.engine.console import Progress
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import Output
 from voxfleet.errors import UserError
-from voxfleet.packages import load_autoencoder, load_model, read_package_config
+from voxfleet.packages import fitting_autoencoder, load_autoencoder, load_model, read_package_config
 from voxfleet.report.figures import mosaic
 
 FIGURES, PICTURE = "interpolation.json", "interpolation.png"
@@ -36,12 +36,11 @@ Latents = Callable[[Tensor, str], Tensor]  # weights (n,) and a device to (n, C,
 def run(config: InterpolateConfig) -> None:
     """Make the volumes, the picture, and last the figures, which mark the folder as complete."""
     there = absolute_paths(config, "output", "autoencoder", "model" if config.model else "data")
-    autoencoder = read_package_config(there.autoencoder, "autoencoder")["fingerprint"]
     ends = Seeds(there) if config.model else Subjects(there)
+    autoencoder = fitting_autoencoder(there.autoencoder, ends.autoencoder, ends.uri)["fingerprint"]
     output = Output("interpolate", config.output, config, {ends.key: ends.digest, "autoencoder": autoencoder})
     if output.is_done(FIGURES):
         return
-    _check_autoencoder(there, ends, autoencoder)
     latents = ends.latents()
     weights = torch.linspace(0, 1, config.points, dtype=torch.float64)
     with job_session(output, workers=True) as tracker:
@@ -136,19 +135,6 @@ class Subjects:
         known = sorted({name for split in splits for name in split.subjects.tolist()})
         raise UserError(
             f"{self.uri} has no subject {subject!r}; it has {len(known)}, such as {known[0]} and {known[-1]}"
-        )
-
-
-def _check_autoencoder(config: InterpolateConfig, ends: Seeds | Subjects, fingerprint: str) -> None:
-    if ends.autoencoder is None:
-        raise UserError(
-            f"{ends.uri} comes from latents that were imported without their autoencoder, so nothing of it can be "
-            "decoded; import the latents again with --autoencoder"
-        )
-    if ends.autoencoder != fingerprint:
-        raise UserError(
-            f"{ends.uri} comes from latents of autoencoder {ends.autoencoder[:12]}, but {config.autoencoder} is "
-            f"{fingerprint[:12]}; give the autoencoder that made its latents"
         )
 
 
