@@ -72,13 +72,12 @@ def stages(folder: Path) -> None:
     cpu = sum(stage["cpu_s"] for stage in spent.values())
     inside = summary["last_run"]["wall_s"]
     print(
-        f"1200 volumes of 64x112x64 on {cores} cores: {wall:.1f} s, of which {wall - inside:.1f} s before and after the work"
+        f"  1200 volumes of 64x112x64, {cores} cores: {wall:.1f} s, {wall - inside:.1f} s of it before and after the work"
     )
     for name, stage in spent.items():
         print(f"  {name}: {stage['calls']} batches, {stage['wall_s']:.1f} s, {stage['cpu_s']:.1f} s of processors")
-    print(
-        f"  over the stages' processor time / cores: {wall * cores / cpu:.3f}; without start and end {inside * cores / cpu:.3f}"
-    )
+    share, alone = (seconds * cores / cpu for seconds in (wall, inside))
+    print(f"  over the stages' processor time / cores: {share:.3f}; without start and end {alone:.3f}")
 
 
 def memory(folder: Path) -> None:
@@ -107,9 +106,8 @@ def plan(folder: Path) -> None:
     resumed = campaign.plan(config, ("HC", "TLE"), table)
     left = [sample for batch in resumed.missing(64, 8) for sample in batch]
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"  resumed from {len(ledger.done())} fragments: {len(left)} left, {time.perf_counter() - began:.1f} s, {most:.2f} GB"
-    )
+    taken = time.perf_counter() - began
+    print(f"  resumed from {len(ledger.done())} fragments: {len(left)} left, {taken:.1f} s, {most:.2f} GB")
 
 
 def _fill(ledger: Ledger) -> None:

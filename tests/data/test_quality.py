@@ -57,7 +57,7 @@ def test_a_sample_is_kept_within_the_limits_and_their_slack():
 
 
 @pytest.mark.parametrize(
-    "keys", [{"slack": -0.1}, {"slack": np.inf}, {"nearest": 0.0}, {"nearest": 1.0}, {"attempts": 0}]
+    "keys", [{"slack": -0.1}, {"slack": np.inf}, {"novelty": 0.0}, {"novelty": 0.5}, {"attempts": 0}]
 )
 def test_a_gate_that_means_nothing(keys):
     with pytest.raises(ValueError, match=f"^{next(iter(keys))} is "):

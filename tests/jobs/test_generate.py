@@ -182,8 +182,8 @@ def test_a_latent_that_was_trained_on_is_no_sample(workspace, tmp_path, monkeypa
     assert {(row["class"], row["index"], row["attempt"]) for row in rejected} >= {
         (name, 2, attempt) for name in ("HC", "TLE") for attempt in (0, 1)
     }
-    assert all(row["reason"].startswith("nearest is ") for row in rejected)
-    assert all(np.isfinite(row["checks"]["nearest"]) for row in rows)
+    assert all(row["reason"].startswith("novelty is ") for row in rejected)
+    assert all(np.isfinite(row["checks"]["novelty"]) for row in rows)
 
 
 def test_a_sample_that_is_never_allowed_ends_the_job_with_3_and_the_rest_stays(

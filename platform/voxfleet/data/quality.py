@@ -21,22 +21,22 @@ class GateConfig:
         slack: how far beyond a limit it may lie, as a share of the way from one limit to the other.
         latents: folder of the latents that the model was trained on: what is too near to one of them is a copy of a
             person; null does not look.
-        nearest: distance from a training latent that is too near, as a share of that between two of them (of the
-            nearest pairs: one subject in twenty has a nearer neighbour).
+        novelty: how far a sample must lie on the way from the nearest training latent to that of another person: 0 is a
+            copy, 0.5 halfway.
         attempts: how often a sample is drawn, before the job gives it up.
     """
 
     limits: bool = True
     slack: float = 0.25
     latents: str | None = None
-    nearest: float = 0.5
+    novelty: float = 0.25
     attempts: int = 8
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.slack) and self.slack >= 0):
             raise ValueError(f"slack is {self.slack}; it must be 0 or more")
-        if not 0 < self.nearest < 1:
-            raise ValueError(f"nearest is {self.nearest}; it must be above 0 and below 1")
+        if not 0 < self.novelty < 0.5:
+            raise ValueError(f"novelty is {self.novelty}; it must be above 0 and below 0.5")
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}; it must be at least 1")
 

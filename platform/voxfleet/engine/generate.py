@@ -21,7 +21,7 @@ from voxfleet.data.synthetic import MANIFEST, Writer, common_sidecar
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import sampler_table
 from voxfleet.engine.campaign import Commits, Crew, Tally, carry_out
-from voxfleet.engine.cluster import check_fits, ray_errors, session
+from voxfleet.engine.cluster import check_fits, session
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.dataset import write_dataset
 from voxfleet.engine.estimate import probe
@@ -164,11 +164,8 @@ class Request:
         allowed = dict(widened(model["limits"], gate.slack)) if gate.limits and there.save.volumes else {}
         known = None
         if self.known and gate.latents:
-            known, nearest = _read_known.remote(
-                storage.absolute(gate.latents), self.known, model["mean"], model["std"], gate.nearest
-            )
-            with ray_errors():
-                allowed["nearest"] = (ray.get(nearest), float("inf"))
+            known = _read_known.remote(storage.absolute(gate.latents), self.known, model["mean"], model["std"])
+            allowed["novelty"] = (gate.novelty, float("inf"))
         writer = self.writer(allowed, folder)
         return Crew.of(there, writer, known, -(-(plan.total - plan.done) // there.batch_size))
 
@@ -179,12 +176,9 @@ class Request:
         return Writer(folder, self.config.save, allowed, self.model["geometry"], sidecar)
 
 
-@ray.remote(num_returns=2)
-def _read_known(
-    folder: str, manifest: Manifest, mean: Sequence[float], std: Sequence[float], share: float
-) -> tuple[Known, float]:
-    known = read_known(folder, manifest, mean, std, share)
-    return known, known.nearest
+@ray.remote
+def _read_known(folder: str, manifest: Manifest, mean: Sequence[float], std: Sequence[float]) -> Known:
+    return read_known(folder, manifest, mean, std)
 
 
 def _autoencoder(config: GenerateConfig, model: dict[str, Any]) -> dict[str, Any]:

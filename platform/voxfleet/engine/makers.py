@@ -16,7 +16,7 @@ from torch import Tensor
 from voxfleet.data.campaign import Sample
 from voxfleet.data.known import Known
 from voxfleet.diffusion.samplers import SamplerConfig
-from voxfleet.metrics.latents import nearest_distances
+from voxfleet.metrics.latents import novelty
 from voxfleet.packages import load_autoencoder, load_model, resolve_decoding
 
 
@@ -54,7 +54,7 @@ class Drawer:
         self._making = making
         self._model = load_model(making.model, making.device, precision=making.precision, mode=making.mode)
         self._known = known and tuple(
-            torch.from_numpy(part.copy()).to(making.device) for part in (known.means, known.variance)
+            torch.from_numpy(part.copy()).to(making.device) for part in (known.means, known.subjects)
         )
 
     def draw(self, batch: Sequence[Sample]) -> Tensor:
@@ -73,8 +73,8 @@ class Drawer:
             mean, std = (
                 torch.tensor(v, device=rows.device).reshape(-1, 1, 1, 1) for v in (self._model.mean, self._model.std)
             )
-            distances = nearest_distances(((rows - mean) / std).flatten(1), *self._known)
-            checks = [{**check, "nearest": float(d)} for check, d in zip(checks, distances, strict=True)]
+            found = novelty(((rows - mean) / std).flatten(1), *self._known)
+            checks = [{**check, "novelty": float(value)} for check, value in zip(checks, found, strict=True)]
         return {"latents": rows.float().cpu().numpy(), "made": {**self._how(), "checks": checks}}
 
     def _how(self) -> dict[str, Any]:

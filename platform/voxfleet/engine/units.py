@@ -21,6 +21,7 @@ from voxfleet.errors import UserError, VoxfleetError
 
 Rows = list[dict[str, Any]]
 _SUFFIX = ".parquet"
+_READ_AT_ONCE = 1000  # fragments
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,16 @@ class Ledger:
         names = sorted(self.done())
 
         def read(system: fs.FileSystem, path: str) -> pa.Table:
-            files = [f"{path}/{name}{_SUFFIX}" for name in names]
-            return dataset.dataset(files, schema=schema, filesystem=system, format="parquet").to_table(columns)
+            empty = schema.empty_table().select(columns or schema.names)
+            parts = [empty]
+            for start in range(0, len(names), _READ_AT_ONCE):  # their footers take more memory than their rows
+                files = [f"{path}/{name}{_SUFFIX}" for name in names[start : start + _READ_AT_ONCE]]
+                found = dataset.dataset(files, schema=schema, filesystem=system, format="parquet")
+                parts.append(found.to_table(columns))
+            return pa.concat_tables(parts)
 
         try:
-            return storage.retried(self.folder, read) if names else schema.empty_table().select(columns or schema.names)
+            return storage.retried(self.folder, read)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.folder} is damaged ({reason}); remove the file that is named") from error
