@@ -72,7 +72,7 @@ def stages(folder: Path) -> None:
     cpu = sum(stage["cpu_s"] for stage in spent.values())
     inside = summary["last_run"]["wall_s"]
     print(
-        f"  1200 volumes of 64x112x64, {cores} cores: {wall:.1f} s, {wall - inside:.1f} s of it before and after the work"
+        print(f"  1200 volumes of 64x112x64, {cores} cores: {wall:.1f} s, of it {wall - inside:.1f} s around the work")
     )
     for name, stage in spent.items():
         print(f"  {name}: {stage['calls']} batches, {stage['wall_s']:.1f} s, {stage['cpu_s']:.1f} s of processors")
