@@ -71,9 +71,7 @@ def stages(folder: Path) -> None:
     spent = summary["last_run"]["stages"]
     cpu = sum(stage["cpu_s"] for stage in spent.values())
     inside = summary["last_run"]["wall_s"]
-    print(
-        print(f"  1200 volumes of 64x112x64, {cores} cores: {wall:.1f} s, of it {wall - inside:.1f} s around the work")
-    )
+    print(f"  1200 volumes of 64x112x64, {cores} cores: {wall:.1f} s, of it {wall - inside:.1f} s around the work")
     for name, stage in spent.items():
         print(f"  {name}: {stage['calls']} batches, {stage['wall_s']:.1f} s, {stage['cpu_s']:.1f} s of processors")
     share, alone = (seconds * cores / cpu for seconds in (wall, inside))
