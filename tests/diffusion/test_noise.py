@@ -6,7 +6,8 @@ import sys
 import torch
 from scipy import stats
 
-from voxfleet.diffusion.noise import Draws, philox, row_seed, sampling_noise
+from voxfleet.diffusion.noise import Draws, philox, sampling_noise
+from voxfleet.diffusion.seeds import row_seed
 
 # Random123's known answers for philox4x32-10: counter, key, result
 KNOWN = [

@@ -22,7 +22,7 @@ def workers_of(process):
     """The actors' processes of a job with a Ray session of its own."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if any("ray::_Host" in part for part in child.cmdline()):
+            if any("ray::Host" in part for part in child.cmdline()):
                 yield child
         except psutil.Error:  # it is just ending
             continue

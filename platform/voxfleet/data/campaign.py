@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voxfleet.data.quality import CHECKS
-from voxfleet.diffusion.noise import row_seed
+from voxfleet.diffusion.seeds import row_seed
 from voxfleet.errors import UserError
 
 # a row of the ledger: an attempt that was kept, or rejected for a reason

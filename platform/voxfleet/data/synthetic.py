@@ -1,5 +1,6 @@
 """A dataset of synthetic volumes: how one is judged and written, and the files about all of them."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,11 @@ class Writer:
         }
         storage.write_bytes(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
         return {"file": file, "bytes": len(data), "sha256": storage.write_bytes(image, data)}
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What makes another one like it, in another process."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     @functools.cached_property
     def affine(self) -> np.ndarray:

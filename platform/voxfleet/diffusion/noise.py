@@ -4,7 +4,6 @@ A number depends on its key and counter alone, so a sample is the same alone, in
 any restart. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (2011).
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -15,12 +14,6 @@ _U32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-
-
-def row_seed(base_seed: int, label: int, index: int, attempt: int = 0) -> int:
-    """The seed of sample ``index`` of class ``label``: 63 bits, a pure function of its arguments."""
-    digest = hashlib.sha256(f"{base_seed}/{label}/{index}/{attempt}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def philox(key: Tensor, counter: Tensor) -> Tensor:

@@ -100,7 +100,9 @@ class Crew:
             makers = [stage("draw and decode", Maker, self.workers, gives=("made", "volumes", *keep))]
         takes = ("made", "volumes") if config.save.volumes else ("made",)
         # without CPUs of their own, writers need not wait where workers hold all
-        write = Stage(name=WRITE, kind=_Writing, arguments=(self.writer,), takes=takes, workers=self.writers, cpus=0)
+        write = Stage(
+            name=WRITE, kind=Writer, arguments=self.writer.arguments, takes=takes, workers=self.writers, cpus=0
+        )
         return Pipeline([*makers, write], keep=keep, wait_s=max(config.resources.wait_s, _LEAST_WAIT_S))
 
     @property
@@ -113,16 +115,6 @@ class Crew:
         """How many writers keep up with the makers, by what both took; no more than there may be."""
         rate = min(workers / max(spent[name].each_s, 1e-9) for name, workers in self.sizes.items())
         return max(self.writers, min(self.most_writers, math.ceil(_SPARE * rate * spent[WRITE].each_s)))
-
-
-class _Writing:
-    """A writer as a stage makes it."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def __call__(self, batch: list[Sample], made: Mapping[str, Any], volumes: np.ndarray | None = None) -> Rows:
-        return self._writer(batch, made, volumes)
 
 
 @dataclass

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from voxfleet.config.jobs import SamplesConfig
 from voxfleet.data.shards import Manifest
-from voxfleet.diffusion.noise import Draws, row_seed
+from voxfleet.diffusion.noise import Draws
 from voxfleet.diffusion.process import FLOW, Process
 from voxfleet.diffusion.samplers import SamplerConfig
+from voxfleet.diffusion.seeds import row_seed
 from voxfleet.engine.ingest import Reader
 from voxfleet.engine.validation import to_batch
 from voxfleet.metrics.latents import energy_coefficient

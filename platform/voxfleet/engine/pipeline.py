@@ -17,6 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import say
+from voxfleet.engine.host import Host
 from voxfleet.errors import WorkMissingError
 
 _CALLS = 2  # of an actor, so that it need not wait for the driver
@@ -83,30 +84,6 @@ class Parcel:
     result: Any = None
 
 
-@ray.remote(max_restarts=-1)
-class _Host:
-    """Makes its worker at the first batch, from where an error of ours comes back as itself."""
-
-    def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
-        self._kind, self._arguments = kind, arguments
-        self._worker: Any = None
-
-    @ray.method(max_task_retries=-1)
-    def up(self) -> None:
-        """Return when the process is there, or there again."""
-
-    def work(self, batch: Any, names: tuple[str, ...], *data: Any) -> Any:
-        """What it took (``Spent.add``), and what was made: the data of these names, or else a result."""
-        is_first = self._worker is None
-        if is_first:
-            found = [ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self._arguments]
-            self._worker = self._kind(*found)
-        began = time.perf_counter(), time.process_time()
-        made = self._worker(batch, *data)
-        spent = time.perf_counter() - began[0], time.process_time() - began[1], is_first
-        return (spent, *(made[name] for name in names)) if names else (spent, made)
-
-
 @dataclass(eq=False)
 class _Actor:
     """An actor, the calls that it has not answered, and whether it is up."""
@@ -130,7 +107,7 @@ class _Pool:
         """Have this many actors."""
         options = {"num_cpus": self.stage.cpus, "num_gpus": self.stage.gpus, "scheduling_strategy": "SPREAD"}
         for _ in range(len(self.actors), workers):
-            self.actors.append(_Actor(_Host.options(**options).remote(self.stage.kind, self.stage.arguments)))  # type: ignore[attr-defined]
+            self.actors.append(_Actor(Host.options(**options).remote(self.stage.kind, self.stage.arguments)))  # type: ignore[attr-defined]
             self._expect(self.actors[-1])
 
     def lost(self, actor: _Actor) -> None:
