@@ -80,9 +80,10 @@ def test_of_an_endless_space_one_that_can_be_trained_is_enough(check):
 
 def test_memory_removes_what_a_worker_has_no_room_for(check):
     space = "{trainer.batch_size: {choice: [4, 400]}}"
-    wide = check(space, "--resources.workers", "2", "--trainer.accumulate", "2")
+    wide = check(space, "--resources.workers", "2", "--trainer.accumulate", "3", "--gradient_checkpointing", "true")
     small, large = (wide.need(wide.config.trial({"trainer.batch_size": size})) for size in (4, 400))
-    assert (small.part, large.part) == (1, 100)
+    assert (small.part, large.part) == (1, 67)
+    assert large.checkpointing
     wide.memory = Memory(limit=1.1 * large.bytes() / 0.9, factor=1.0)
     assert len(wide.listed()["kept"]) == 2
     wide.memory = dataclasses.replace(wide.memory, factor=1.2)
@@ -117,6 +118,32 @@ def test_memory_is_measured_once_and_again_with_other_resources(check, tmp_path,
     assert storage.read_json(str(tmp_path / "memory.json"))["of"] == {"cpus": 4, "gpus": 0.0}
 
 
+@pytest.mark.parametrize(("gpus", "memory"), [(0.0, 7.0), (0.5, None)])
+def test_the_step_is_of_what_can_be_trained_where_a_worker_would_be(check, monkeypatch, gpus, memory):
+    asked = []
+
+    class Task:
+        def options(self, **resources):
+            asked.append(resources)
+            return self
+
+        def remote(self, *arguments):
+            asked.append(arguments)
+            return 9.0, 2.0
+
+    monkeypatch.setattr(candidates, "_measure", Task())
+    monkeypatch.setattr(candidates, "_node_memory", lambda resources: 7.0)
+    monkeypatch.setattr(candidates.ray, "get", lambda found: found)
+    found = check(
+        "{model.hidden_size: {choice: [48, 25, 24]}}", "--model.depth", "2", "--resources.cpus_per_worker", "3"
+    )
+    assert found._measured(gpus) == {"limit": 9.0, "factor": 2.0}
+    resources, (needs, _, *where) = asked
+    assert resources == {"num_cpus": 3, "num_gpus": gpus}
+    assert [need.model.hidden_size for need in needs] == [24, 48]  # the smallest first
+    assert where == [gpus, memory]
+
+
 def test_what_is_measured_is_scaled_by_what_a_middling_network_took_in_a_real_step(monkeypatch):
     taken = []
 
@@ -138,7 +165,7 @@ def test_what_is_measured_is_scaled_by_what_a_middling_network_took_in_a_real_st
 
 
 def test_a_worker_on_cpus_has_its_share_of_the_smallest_node_that_holds_it(check, monkeypatch):
-    nodes = [({"CPU": 2, "memory": 8.0}, True), ({"CPU": 8, "memory": 24.0}, True), ({"CPU": 8, "memory": 8.0}, False)]
+    nodes = [({"CPU": 2, "memory": 2.0}, True), ({"CPU": 8, "memory": 24.0}, True), ({"CPU": 8, "memory": 8.0}, False)]
     nodes = [{"Resources": resources, "Alive": alive} for resources, alive in nodes] + [
         {"Resources": {"memory": 1.0}, "Alive": True}
     ]
@@ -149,4 +176,4 @@ def test_a_worker_on_cpus_has_its_share_of_the_smallest_node_that_holds_it(check
         )
         for cpus in ("1", "4")
     ]
-    assert shares == [3.0, 12.0]
+    assert shares == [1.0, 12.0]  # the smallest node does not hold four

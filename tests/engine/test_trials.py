@@ -175,7 +175,8 @@ def fits(monkeypatch):
 
 
 def test_a_trial_is_trained_with_its_keys_to_its_target_at_the_pace_of_the_whole(search, fits, study, tmp_path):
-    (asked, _), trainer = fits, search("--search.metric", "val_error", "--search.quality_samples", "4")
+    more = ["--loading.balanced", "true", "--resources.workers", "3", "--package", str(tmp_path / "package")]
+    (asked, _), trainer = fits, search("--search.metric", "val_error", "--search.quality_samples", "4", *more)
     trial = dataclasses.replace(study.next(), number=7, keys={"model.depth": 5, "optim.lr": 0.5}, target=3)
     assert trainer(trial) == (0.2, {"fit_s": 3.0, "fits": 1})
     (fit,) = asked
@@ -184,9 +185,14 @@ def test_a_trial_is_trained_with_its_keys_to_its_target_at_the_pace_of_the_whole
     assert fit["trainer"].epochs == 9  # so that the learning rate falls as in a whole trial
     assert (fit["rungs"].epochs, fit["rungs"].until) == ((3, 9), 3)
     assert fit["rungs"].quality.number == 4
+    assert fit["balanced"]
+    assert fit["resources"] == trainer.config.resources
+    assert trainer.recorded_in(trial).parent is trainer.output
+    assert trainer.training(trial).package is None  # that of the best is for a training of its own
+    assert trainer.training(trial).tracking.flush_s == 0
     job = storage.read_json(str(tmp_path / "out" / "q" / "trials" / "00007" / ".voxfleet" / "job.json"))
     assert (job["job"], job["config"]["model"]["depth"]) == ("train", 5)
-    assert search("--search.metric", "val_loss")(trial)[0] == 0.3
+    assert search("--search.metric", "val_loss", *more)(trial)[0] == 0.3
     assert asked[1]["rungs"].quality is None
 
 
