@@ -25,10 +25,10 @@ from voxfleet.train.memory import Need, measured_bytes
 Found = dict[str, Any]  # lists of combinations: kept, removed (and why), merged (with which)
 
 _SHOWN = 12  # lines of each kind
-_TRIED = 32  # combinations of which one is measured
+_TRIED = 32  # combinations of which one is measured, and that are drawn at least before a space is given up
 _ENOUGH = 128e6  # bytes of activations, beside which what torch takes for itself hardly shows
 _FILLED = 0.9  # of the memory
-_LOOK_S = 10  # for one combination that can be trained
+_LOOK_S = 5  # for one combination that can be trained
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ class Candidates:
                 return self.training(keys)
             except ValueError as error:
                 why = str(error)
-            if time.monotonic() > began + _LOOK_S:  # counting the memory of a large network takes a while
+            if (
+                number + 1 >= _TRIED and time.monotonic() > began + _LOOK_S
+            ):  # counting the memory of a large network takes a while
                 break
         raise _nothing(number + 1, keys, why)
 
