@@ -59,6 +59,7 @@ def test_a_search_leaves_ranked_trials_a_configuration_a_page_and_one_record_eac
     training = parse("train", ["--config", str(folder / "best.yaml")])
     assert list(training.model.window_size) == best["keys"]["model.window_size"]
     assert (training.name, training.trainer.epochs) == ("quick-best", 240)
+    assert "# Hardware: that of the search: 1 worker of 1 CPU\n" in (folder / "best.yaml").read_text()
     page = (folder / "report.html").read_text()
     for heading in ("Ranking", "Learning curves", "Keys and scores", "What it costs", "The same network as another"):
         assert f"<h2>{heading}</h2>" in page
@@ -95,7 +96,10 @@ def runs_of(tmp_path):
             ["--search.space", '{"model.depth": {"integer": [8, 4]}}'],
             ["search.space.model.depth.integer", "empty range"],
         ),
+        (["--search.space", '{"model.depth": {"uniform": [2, 8]}}'], ["model.depth.uniform", "Expected a int", "2.0"]),
+        (["--search.space", '{"model.depth": {"choice": ["4"]}}'], ["model.depth is the text '4'", "write 4 without"]),
         (["--search.space", '{"trainer.epochs": {"choice": [4]}}'], ["trainer.epochs cannot be searched"]),
+        (["--search.space", '{"config": {"choice": ["x"]}}'], ["search.space.config cannot be searched"]),
         (["--search.space", '{"diffusion.target": {"choice": ["x0", "v"]}}'], ["diffusion.target", "val_error"]),
         (["--search.metric", "accuracy"], ["search.metric is 'accuracy'", "val_loss"]),
         (["--search.min_samples", "60"], ["search.min_samples is 60", "max_samples (54)"]),

@@ -58,6 +58,10 @@ def test_a_domain_is_even_over_its_values(content, ends, middle):
         ({"a": {"choice": [1, 1]}}, "holds a value twice"),
         ({"a": {"choice": [1], "when": {"b": [1]}}}, "when names b, which must stand before it"),
         ({"b": {"choice": [1]}, "a": {"choice": [1], "when": {"b": 1}}}, "must be a list of values"),
+        ({"b": {"choice": [1]}, "a": {"choice": [1], "when": [1]}}, "a.when is .1.; give keys and lists"),
+        ({"b": {"choice": [1]}, "a": {"choice": [1], "when": {"b": [1, 2]}}}, "b is 2, which is no value of b"),
+        ({"b": {"uniform": [1, 2]}, "a": {"choice": [1], "when": {"b": [1]}}}, "b is 1, which is no value of b"),
+        ({3: {"choice": [1]}}, "space.3 is no key"),
     ],
 )
 def test_what_is_no_domain_is_named(space, message):

@@ -96,7 +96,7 @@ def test_combinations_of_no_use_and_those_that_are_the_same_are_passed_over(open
 
 def test_all_combinations_are_tried_although_they_are_drawn_at_random(open_study, monkeypatch):
     """Of many, the last one would hardly be drawn before the searcher is given up."""
-    monkeypatch.setattr("voxfleet.search.study._TRIES", 2)
+    monkeypatch.setattr("voxfleet.search.study.TRIES", 2)
     study = open_study(rungs=(139,), scheduler="none")
     play(study)
     assert len({canonical(trial.keys) for trial in study.trials}) == len(study.trials) == 15
@@ -108,6 +108,19 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(open_study):
     play(study)
     assert [trial.reason for trial in open_study(trials=4).trials] == ["out of memory", "", "", ""]
     assert max(trial.reached for trial in study.trials) == RUNGS[-1]
+
+
+def test_trials_that_cannot_be_trained_any_more_are_in_nobodys_way(open_study):
+    """Asked again with other resources, under which a combination that was tried is impossible."""
+
+    def network(keys):
+        if keys["model.depth"] == 2:
+            raise ValueError("too small a batch for so many workers")
+        return canonical(keys)
+
+    play(open_study(searcher="grid", trials=4))
+    play(more := open_study(searcher="grid", trials=6, network=network))
+    assert [trial.keys["model.depth"] for trial in more.trials] == [2, 3, 4, 2, 3, 4]
 
 
 def test_more_trials_can_be_asked_for_later(open_study):
@@ -123,6 +136,7 @@ def test_more_trials_can_be_asked_for_later(open_study):
         ({"scheduler": "hyperband"}, "must be one of asha, none"),
         ({"metric": "loss"}, "metric is 'loss'; it must be one of val_loss"),
         ({"metric": "val_distance"}, "needs samples; set quality_samples"),
+        ({"quality_samples": 1}, "quality_samples is 1; it must be 0, or at least 2"),
         ({"trials": 0}, "trials is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"min_samples": 10, "max_samples": 5}, "min_samples is 10; it must be at most max_samples"),

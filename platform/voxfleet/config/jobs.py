@@ -248,7 +248,7 @@ class TrainConfig(TrainingConfig):
 
 # of training: where a trial runs and how long is the search's own business, and what it trains on is the question
 _NOT_SEARCHED = (
-    *("name", "output", "data", "package", "resources", "tracking", "samples", "search", "loading.mode"),
+    *("config", "name", "output", "data", "package", "resources", "tracking", "samples", "search", "loading.mode"),
     *(f"trainer.{key}" for key in ("epochs", "max_failures", "keep_newest", "keep_best")),
 )
 _CHANGES_LOSS = ("diffusion.", "model.learn_sigma")  # what the validation loss means
@@ -274,7 +274,7 @@ class TuneConfig(TrainConfig):
                 try:
                     check_value(TrainConfig, "train", required, domain.key, value)
                 except ValueError as error:
-                    raise ValueError(f"search.space: {error}") from error
+                    raise ValueError(f"search.space.{domain.key}.{domain.kind}: {error}") from error
             if domain.key.startswith(_CHANGES_LOSS) and self.search.metric.startswith("val_loss"):
                 raise ValueError(
                     f"search.metric is {self.search.metric!r}, which does not compare over {domain.key}; set it to "

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -49,6 +50,8 @@ def check_value(cls: type, job: str, required: Mapping[str, Any], key: str, valu
     for name in reversed(key.split(".")):
         nested = {name: nested}
     try:
-        parser.parse_object({**required, **nested})
+        parsed = parser.parse_object({**required, **nested})[key]
     except (argparse.ArgumentError, TypeError, KeyError) as error:
         raise ValueError(explain(parser, job, [], getattr(error, "message", str(error)))) from error
+    if isinstance(value, str) and not isinstance(parsed, str):
+        raise ValueError(f"{key} is the text {value!r}; write {json.dumps(parsed)} without quotes")

@@ -155,6 +155,11 @@ def _asked(config: ResourcesConfig) -> "_Asked":
     )
 
 
+def in_words(config: ResourcesConfig) -> str:
+    """The workers, and what each takes: ``2 workers of 4 CPUs and 1 GPU``."""
+    return str(_asked(config))
+
+
 def capacity(config: ResourcesConfig) -> int:
     """How many groups of ``workers`` the cluster holds at once."""
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]

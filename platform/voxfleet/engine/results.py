@@ -12,7 +12,7 @@ from voxfleet import storage
 from voxfleet.config.jobs import TrainConfig, TuneConfig
 from voxfleet.data.shards import table_bytes
 from voxfleet.engine.candidates import Found
-from voxfleet.engine.cluster import gpus_per_worker
+from voxfleet.engine.cluster import gpus_per_worker, in_words
 from voxfleet.engine.console import duration, say
 from voxfleet.engine.output import as_document
 from voxfleet.engine.trials import Trainer
@@ -44,10 +44,8 @@ def write_results(study: Study, trainer: Trainer, tracker: Tracker, found: Found
     config, output = trainer.config, trainer.output
     order = ranked(study.trials)
     if not order:
-        first = study.trials[0]
-        raise UserError(
-            f"none of {len(study.trials)} trials could be trained; the first: {words(first.keys)}: {first.reason}"
-        )
+        why = [f"; the first: {words(trial.keys)}: {trial.reason}" for trial in study.trials[:1]]
+        raise UserError(f"none of {len(study.trials)} trials could be trained{''.join(why)}")
     order += [trial for trial in study.trials if trial not in order]
     rows, at = _rows(order, study, trainer), trainer.data["train"].rows
     keys = [domain.key for domain in config.search.domains]
@@ -62,7 +60,7 @@ def write_results(study: Study, trainer: Trainer, tracker: Tracker, found: Found
         merged=[f"{words(entry['keys'])} is {words(entry['same'])}" for entry in found["merged"]],
     )
     results = {
-        TABLE: table_bytes(pa.Table.from_pylist([row.record() for row in rows])),
+        TABLE: table_bytes(pa.Table.from_pylist([row.record(keys) for row in rows])),
         BEST: _best_yaml(config, order[0], at).encode(),
         PAGE: html.encode(),
     }
@@ -80,7 +78,7 @@ def write_results(study: Study, trainer: Trainer, tracker: Tracker, found: Found
 def _rows(order: list[Trial], study: Study, trainer: Trainer) -> list[TrialRow]:
     """The trials as the page shows them."""
     trainings = [trainer.training(trial) for trial in order]
-    speeds = _speeds([training.model for training in trainings], trainer)
+    speeds = _speeds([None if trial.reason else trainer.training(trial).model for trial in order], trainer)
     parameters = [_parameters(training.model) for training in trainings]
     fronts = [False] * len(order)
     for costs in (parameters, [-(speed or 0.0) for speed in speeds]):  # of those that came as far
@@ -127,15 +125,15 @@ def _parameters(model: DiT3DConfig) -> int:
     return summarize(lambda: DiT3D(model), (model.in_channels, *model.input_size)).parameters
 
 
-def _speeds(models: list[DiT3DConfig], trainer: Trainer) -> list[float | None]:
+def _speeds(models: list[DiT3DConfig | None], trainer: Trainer) -> list[float | None]:
     """Denoising steps of one sample a second of each network, measured one after another, with nothing else running."""
-    resources, distinct = trainer.config.resources, {str(model.network): model for model in models}
+    resources, distinct = trainer.config.resources, {str(model.network): model for model in models if model}
     gpus = gpus_per_worker(resources)
     task = _measure_speeds.options(num_cpus=resources.cpus_per_worker, num_gpus=gpus)
     precision = trainer.config.trainer.precision
     found = ray.get(task.remote(list(distinct.values()), precision, resources.cpus_per_worker, gpus > 0))
     speeds = dict(zip(distinct, found, strict=True))
-    return [speeds[str(model.network)] for model in models]
+    return [speeds[str(model.network)] if model else None for model in models]
 
 
 @ray.remote
@@ -171,10 +169,9 @@ def _best_yaml(config: TuneConfig, best: Trial, rows: int) -> str:
     uri = config.tracking.resolved_uri
     if uri and masked(uri) == uri:
         document["tracking"] = {"uri": uri, "experiment": config.tracking.experiment}
-    resources = config.resources
     head = [
         f"voxfleet train --config {BEST}",
-        f"Hardware: that of the search: {resources.workers} workers of {resources.cpus_per_worker} CPUs",
+        f"Hardware: that of the search: {in_words(config.resources)}",
         f"Time: {PAGE}, beside this file, says how long the trial took",
         f"Expect: {config.search.metric} below {best.score:.4g}, which trial {best.number} had after "
         f"{best.reached * rows:,} samples",

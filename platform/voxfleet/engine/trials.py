@@ -1,5 +1,6 @@
 """Trials on the cluster: as many as there is room for, each a training of its own that pauses where it is scored."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from voxfleet import storage
 from voxfleet.config.jobs import TrainConfig, TuneConfig
 from voxfleet.data.shards import Manifest
 from voxfleet.engine.cluster import kill_actors
-from voxfleet.engine.console import Quiet
+from voxfleet.engine.console import Quiet, say
 from voxfleet.engine.ingest import Split
 from voxfleet.engine.job import recorded
 from voxfleet.engine.mosaic import SampleDistance
@@ -16,6 +17,7 @@ from voxfleet.engine.output import Output
 from voxfleet.engine.train import recipe_of
 from voxfleet.engine.training import CONTROLLER, fit
 from voxfleet.engine.validation import Rungs
+from voxfleet.engine.worker import WorkerError
 from voxfleet.errors import UnfitError, WorkersLostError
 from voxfleet.search.study import Study
 from voxfleet.search.trials import Trial
@@ -31,8 +33,8 @@ def conduct(
 ) -> None:
     """Have trials of ``study`` trained, up to ``slots()`` at a time, until none is left; ``ended`` is told of each.
 
-    A trial that cannot be trained is recorded with its reason; any other error ends the search, which goes on from its
-    record.
+    A trial that cannot be trained is recorded with its reason, as is one that fails by a bug where others did not; any
+    other error ends the search, which goes on from its record.
     """
     running: dict[Future[Scored], Trial] = {}
     pool = ThreadPoolExecutor(_MOST, thread_name_prefix="trial")
@@ -58,7 +60,12 @@ def _end(study: Study, trial: Trial, future: "Future[Scored]") -> Trial:
     try:
         return study.scored(trial.number, *future.result())
     except (UnfitError, WorkersLostError) as error:
-        return study.failed(trial.number, str(error))
+        return study.failed(trial.number, str(error).partition("; ")[0])  # what the training advises is not for a trial
+    except WorkerError as error:
+        if not any(other.scores for other in study.trials):
+            raise  # so would the next one
+        say(str(error))
+        return study.failed(trial.number, str(error).strip().splitlines()[-1])
 
 
 @dataclass(frozen=True)
@@ -89,12 +96,6 @@ class Trainer:
         folder = storage.join(config.output, config.name)
         return Output("train", folder, config, self.output.inputs, parent=self.output)
 
-    def send_unsent(self, study: Study) -> None:
-        """Send what trials could not record, until the store takes nothing."""
-        for trial in study.trials:
-            if not self.recorded_in(trial).send_unsent():
-                return
-
     def _quality(self, config: TrainConfig) -> SampleDistance | None:
         number = self.config.search.quality_samples
         return SampleDistance(recipe_of(config, self.manifest), self.manifest, number) if number else None
@@ -118,4 +119,15 @@ class Trainer:
             )
         step = trained.state["step"]
         measured = next(point for point in trained.history if point["step"] == step and "val_loss" in point)
-        return measured[self.config.search.metric], {**trained.seconds, "fits": 1}
+        metric = self.config.search.metric
+        if not math.isfinite(measured[metric]):
+            raise UnfitError(f"{metric} is {measured[metric]} at step {step}")
+        return measured[metric], {**trained.seconds, "fits": 1}
+
+
+def send_unsent(search: Output) -> None:
+    """Send what the trials of ``search`` could not record, until the store takes nothing."""
+    folder = storage.join(search.folder, TRIALS)
+    for name in storage.names(folder):
+        if not Output("train", storage.join(folder, name), search.config).send_unsent():
+            return

@@ -14,7 +14,7 @@ from voxfleet.engine.ingest import describe, open_splits
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import Output
 from voxfleet.engine.results import SUMMARY, write_results
-from voxfleet.engine.trials import Trainer, conduct
+from voxfleet.engine.trials import Trainer, conduct, send_unsent
 from voxfleet.errors import UserError
 from voxfleet.search.space import words
 from voxfleet.search.study import REDUCTION, Study
@@ -23,6 +23,7 @@ from voxfleet.tracking.base import Tracker
 
 RECORD, CLOCK, SPACE = "record", "clock.json", "space.json"
 _COLUMNS = ("mu", "logvar")
+_FEWEST = 2  # latents that have a distance
 _FIRST_SHARE = 9  # of the samples of a whole trial, one in so many until it is first scored
 
 
@@ -34,11 +35,17 @@ def run(config: TuneConfig) -> None:
     if _is_done(output):
         say(f"tune: {output.folder} is complete, nothing to do")
         output.send_unsent()
+        send_unsent(output)
         return
     candidates = Candidates(config, manifest)
     candidates.listed()  # a space without anything that can be trained ends here
     splits = read_index(storage.absolute(config.data), manifest, _COLUMNS)
     check_trainable(config.data, manifest, splits)
+    if config.search.quality_samples and len(splits["val"]) < _FEWEST:
+        raise UserError(
+            f"search.quality_samples is {config.search.quality_samples}, but split val of {config.data} has one "
+            "latent, and a distance needs two; set it to 0"
+        )
     rungs = _rungs(config, len(splits["train"]))
     with job_session(output, workers=True, name=config.name) as tracker:
         candidates.measure(output.folder)
@@ -54,7 +61,7 @@ def run(config: TuneConfig) -> None:
         clock = _Clock(output.folder, int(min(most, capacity(config.resources))))
         shown = _Shown(config, study, tracker, data["train"].rows, clock)
         conduct(study, lambda: int(min(most, capacity(config.resources))), trainer, shown)
-        trainer.send_unsent(study)
+        send_unsent(output)
         write_results(study, trainer, tracker, found, wall_s=clock.wall_s(), slots=clock.slots)
 
 

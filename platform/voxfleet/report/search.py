@@ -81,13 +81,13 @@ class TrialRow:
         """The value of a key."""
         return _text(self.keys[key]) if key in self.keys else ""
 
-    def record(self) -> dict[str, Any]:
-        """As a row of a table."""
-        keys = {key: json.dumps(value) for key, value in self.keys.items()}
+    def record(self, keys: Sequence[str]) -> dict[str, Any]:
+        """As a row of a table, with these ``keys``: None where a condition switched one off."""
+        values = {key: json.dumps(self.keys[key]) if key in self.keys else None for key in keys}
         costs = {name: getattr(self, name) for name in ("parameters", "steps_per_s", "trained_s", "fit_s", "fits")}
         curve = [{"samples": samples, "score": score} for samples, score in self.curve]
         facts = {"trial": self.number, "score": self.score, "samples": self.samples, "status": self.status}
-        return {**facts, **keys, **costs, "best_buy": self.front, "curve": curve}
+        return {**facts, **values, **costs, "best_buy": self.front, "curve": curve}
 
 
 def page(

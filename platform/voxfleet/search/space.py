@@ -63,11 +63,13 @@ def read_space(document: Mapping[str, Any]) -> Space:
         raise ValueError("space is empty; give at least one key, such as model.depth: {choice: [4, 8]}")
     domains: list[Domain] = []
     for key, content in document.items():
-        domains.append(_read_domain(key, content, [domain.key for domain in domains]))
+        domains.append(_read_domain(key, content, {domain.key: domain for domain in domains}))
     return tuple(domains)
 
 
-def _read_domain(key: str, content: Any, before: Sequence[str]) -> Domain:
+def _read_domain(key: Any, content: Any, before: Mapping[str, Domain]) -> Domain:
+    if not isinstance(key, str):
+        raise ValueError(f"space.{key} is no key; give one of the training configuration, such as model.depth")
     kinds = [kind for kind in content if kind != "when"] if isinstance(content, Mapping) else []
     if len(kinds) != 1 or kinds[0] not in KINDS:
         raise ValueError(f"space.{key} is {content!r}; give one of {', '.join(KINDS)}, such as {{choice: [4, 8]}}")
@@ -78,13 +80,23 @@ def _read_domain(key: str, content: Any, before: Sequence[str]) -> Domain:
         _check_range(f"space.{key}.{kind}", kind, values)
     if len({json.dumps(value) for value in values}) < len(values):
         raise ValueError(f"space.{key}.{kind} holds a value twice: {values!r}; remove one")
-    when = content.get("when") or {}
+    if kind in ("uniform", "loguniform"):
+        values = [float(value) for value in values]  # what is drawn, so that a key of whole numbers refuses it
+    return Domain(key, kind, tuple(values), _read_when(f"space.{key}.when", content.get("when") or {}, before))
+
+
+def _read_when(name: str, when: Any, before: Mapping[str, Domain]) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(when, Mapping):
+        raise ValueError(f"{name} is {when!r}; give keys and lists of their values, such as {{model.depth: [4]}}")
     for other, allowed in when.items():
         if other not in before:
-            raise ValueError(f"space.{key}.when names {other}, which must stand before it in the space")
+            raise ValueError(f"{name} names {other}, which must stand before it in the space")
         if not isinstance(allowed, list | tuple) or not allowed:
-            raise ValueError(f"space.{key}.when.{other} is {allowed!r}; it must be a list of values")
-    return Domain(key, kind, tuple(values), {other: tuple(allowed) for other, allowed in when.items()})
+            raise ValueError(f"{name}.{other} is {allowed!r}; it must be a list of values")
+        known = before[other].listed() or ()
+        if unknown := [value for value in allowed if value not in known]:
+            raise ValueError(f"{name}.{other} is {unknown[0]!r}, which is no value of {other} in the space")
+    return {other: tuple(allowed) for other, allowed in when.items()}
 
 
 def _check_range(name: str, kind: str, values: Sequence[Any]) -> None:

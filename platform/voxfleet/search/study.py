@@ -13,7 +13,7 @@ from voxfleet.search.space import MOST_LISTED, Keys, Space, combinations, read_s
 from voxfleet.search.trials import SCHEDULERS, Trial
 
 REDUCTION = 3
-_TRIES = 500  # proposals in a row that are of no use, until the space counts as used up
+TRIES = 500  # proposals in a row that are of no use, until the space counts as used up
 METRICS = ("val_loss", *(f"val_loss_t{part}of4" for part in range(1, 5)), "val_error", "val_distance")
 
 
@@ -61,9 +61,12 @@ class SearchConfig:
         for name in ("trials", "max_samples", "min_samples", "max_concurrent"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1, or null")
-        for name in ("quality_samples", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if self.quality_samples < 0 or self.quality_samples == 1:
+            raise ValueError(
+                f"quality_samples is {self.quality_samples}; it must be 0, or at least 2: a distance needs two"
+            )
         if self.min_samples and self.max_samples and self.min_samples > self.max_samples:
             raise ValueError(f"min_samples is {self.min_samples}; it must be at most max_samples ({self.max_samples})")
         if self.metric == "val_distance" and not self.quality_samples:
@@ -124,7 +127,10 @@ class Study:
         wanted = self._search.trials
         if self._is_used_up or (wanted is not None and len(self.trials) >= wanted):
             return None
-        known = {self._network(trial.keys) for trial in self.trials}
+        known = set()
+        for trial in self.trials:
+            with contextlib.suppress(ValueError):  # with other resources than it was begun with
+                known.add(self._network(trial.keys))
         for proposal, keys in self._proposals():
             with contextlib.suppress(ValueError):
                 if self._network(keys) not in known:
@@ -138,7 +144,7 @@ class Study:
     def _proposals(self) -> Iterator[tuple[int, Keys]]:
         """What the searcher proposes next; then, where all can be listed, what it did not think of."""
         first = max((trial.proposal + 1 for trial in self.trials), default=0)
-        for proposal in range(first, first + _TRIES):
+        for proposal in range(first, first + TRIES):
             keys = SEARCHERS[self._search.searcher](self._space, self._search.seed, proposal, self.trials)
             if keys is None:
                 return
