@@ -35,6 +35,7 @@ TINY = {
     "evaluate": [],
 }
 EXTRA = {  # jobs that are no part of the path
+    "decode": [],
     "interpolate": ["--sampler.steps", "4", "--points", "3"],
     "tune": [
         *["--model.input_size", "[8,10,8]", "--model.hidden_size", "24", "--model.num_heads", "2"],

@@ -2,23 +2,28 @@
 
 import hashlib
 import json
+import resource
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import nibabel as nib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import SimpleITK
+import torch
 from ray import cloudpickle
 
 from voxfleet.cli import main
 from voxfleet.data.shards import read_manifest, read_shard, tensors
+from voxfleet.data.synthetic import Writer
 from voxfleet.engine.makers import Maker
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-MORE = ["--campaign.samples", "5", "--save.shard_size", "4"]
+MORE = ["--campaign.samples", "5", "--save.shard_size", "4", "--resources.workers", "1"]
 
 
 def rows_of(folder: Path, name: str = "manifest.parquet") -> list[dict]:
@@ -68,6 +73,28 @@ def test_latent_shards_hold_the_latents_of_the_volumes(workspace, both, tmp_path
         np.testing.assert_array_equal(first.affine, second.affine)
 
 
+@pytest.mark.parametrize("name", ["both", "decoded"])
+def test_what_is_written_is_valid_bids(workspace, both, tmp_path, name):
+    folder = both
+    if name == "decoded":
+        folder = tmp_path / "decoded"
+        assert workspace.run("decode", "--output", str(folder)) == 0
+    validator = Path(sys.executable).parent / "bids-validator-deno"
+    result = subprocess.run([validator, folder, "--ignoreWarnings"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_record_holds_rates_gate_manifest_and_pictures(workspace):
+    client = mlflow.MlflowClient(f"sqlite:///{workspace.demo}/mlflow.db")
+    experiment = client.get_experiment_by_name("voxfleet").experiment_id
+    (run,) = client.search_runs([experiment], "tags.mlflow.runName = 'generate'", order_by=["start_time"])[:1]
+    assert run.data.metrics["samples_HC"] == run.data.metrics["samples_TLE"] == 3
+    assert {"acceptance", "samples_per_s", "draw_and_decode_s", "write_s"} <= set(run.data.metrics)
+    assert run.data.params["campaign.samples"] == "3"
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"manifest.parquet", "summary.json", "HC.png", "TLE.png"} <= files
+
+
 def test_another_reader_sees_every_voxel_at_the_same_place(both):
     row = rows_of(both)[0]
     ours, theirs = nib.load(both / row["file"]), SimpleITK.ReadImage(str(both / row["file"]))
@@ -84,6 +111,7 @@ def test_another_reader_sees_every_voxel_at_the_same_place(both):
         (["--pools.decoders", "1", "--pools.writers", "3"], 0),
         (["--batch_size", "3", "--decode_batch_size", "2", "--resources.workers", "1", "--save.shard_size", "2"], 1e-4),
         (["--save.dtype", "float32", "--save.compress", "false"], 1e-4),
+        (["--resources.workers", "3", "--pools.writers", "8"], 0),  # more than there are CPUs
     ],
 )
 def test_samples_are_the_same_however_they_are_made(workspace, both, tmp_path, more, tolerance):
@@ -117,25 +145,25 @@ class PlantedMaker(Maker):
 
     remembered = None
 
-    def __call__(self, batch):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         if self.remembered is not None:
             draw = self._drawer.draw
-            self._drawer.draw = lambda samples: self._remember(samples, draw(samples))
+            self._drawer.draw = lambda samples: self._remember(samples, draw(samples).clone())
+
+    def __call__(self, batch):
         made = super().__call__(batch)
-        volumes = made["volumes"]
-        for place, sample in enumerate(batch):
+        for volume, sample in zip(made["volumes"], batch, strict=True):
             if sample.attempt == 0 and self.remembered is None:
                 if sample.index == 1:
-                    volumes[place] = 0
+                    volume[:] = 0
                 if sample.index == 2:
-                    volumes[place, 3, 4, 5] = np.nan
+                    volume[3, 4, 5] = np.nan
                 if sample.index == 3:
-                    volumes[place, ..., :8] *= 0.3  # the axes are reversed: the left half
+                    volume[..., :8] *= 0.3  # the axes are reversed: the left half
         return made
 
     def _remember(self, samples, latents):
-        import torch
-
         for sample in samples:
             if sample.index == 2 and sample.attempt < 2:
                 latents[sample.place(len(latents))] = torch.from_numpy(self.remembered)
@@ -294,6 +322,35 @@ def test_requests_that_cannot_be_met(fails, workspace, tmp_path, more, words):
 def test_a_smaller_campaign_than_what_is_there_is_refused(fails, workspace, both):
     line = fails(workspace.run, "generate", "--output", str(both), "--save.latents", "true", "--campaign.samples", "2")
     assert "asks for 2 of class HC, but sample 4 of it is there" in line
+
+
+class FullWriter(Writer):
+    """A writer whose disk takes two batches."""
+
+    batches = 0
+
+    def __call__(self, *arguments):
+        FullWriter.batches += 1
+        if FullWriter.batches > 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+        return super().__call__(*arguments)
+
+
+def test_a_disk_that_is_full_ends_the_job_with_what_is_missing_and_what_is_there_stays(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr("voxfleet.engine.campaign.Writer", FullWriter)
+    assert workspace.run("generate", "--output", str(out), *MORE, "--save.shard_size", "2") == 4
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "of 10 samples are missing" in line
+    assert "cannot write" in line
+    assert "then run the same command again" in line
+    there = list((out / ".voxfleet" / "ledger").iterdir())
+    assert len(there) == 2
+    monkeypatch.undo()
+    assert workspace.run("generate", "--output", str(out), *MORE) == 0
+    check_whole(out, 5)
 
 
 def test_a_worker_that_cannot_load_its_model_ends_the_job_with_what_is_missing(workspace, tmp_path, capsys):

@@ -20,7 +20,7 @@ from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.data.synthetic import MANIFEST, Writer, common_sidecar
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import sampler_table
-from voxfleet.engine.campaign import Commits, Crew, Tally, carry_out
+from voxfleet.engine.campaign import WRITE, Commits, Crew, Tally, carry_out
 from voxfleet.engine.cluster import check_fits, session
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.dataset import write_dataset
@@ -96,6 +96,9 @@ def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan)
             "same command again"
         ) from error
     progress.finish(f"{tally.kept} samples made, {sum(tally.rejected.values())} rejected")
+    workers = {**crew.sizes, WRITE: tally.writers}
+    stages = [f"{name} {spent.each_s:.3g} s a batch on {workers[name]}" for name, spent in tally.spent.items()]
+    say(f"generate: {'; '.join(stages)}")
     return tally
 
 
