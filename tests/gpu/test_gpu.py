@@ -10,7 +10,8 @@ from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.execution import MODES, autocast, for_inference
-from voxfleet.packages import architecture, load_model, write_package
+from voxfleet.models.vae import AutoencoderConfig, build_autoencoder
+from voxfleet.packages import architecture, load_autoencoder, load_model, write_package
 from voxfleet.train.speed import BenchmarkCase, BenchmarkSettings, measure
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -72,3 +73,14 @@ def test_every_work_is_measured_in_every_mode(work):
     rows = measure(BenchmarkCase(batch_size=4), work, settings, GPU)
     assert [row["mode"] for row in rows] == [*MODES, *MODES]
     assert all(row["share"] > 0 for row in rows)
+
+
+def test_decoding_in_half_precision_is_within_50_db_of_float32(tmp_path):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=(16, 32), num_res_blocks=(1, 1), norm_num_groups=8)
+    weights = {name: value.contiguous() for name, value in build_autoencoder(config).state_dict().items()}
+    write_package(str(tmp_path), "autoencoder", weights, {"architecture": architecture(config)})
+    latents = torch.randn(4, 4, 8, 10, 8)
+    exact = load_autoencoder(str(tmp_path)).decode(latents)
+    found = load_autoencoder(str(tmp_path), GPU, precision="auto").decode(latents.to(GPU)).float().cpu()
+    assert -10 * (found - exact).square().mean().log10() > 50
