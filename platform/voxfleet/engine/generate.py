@@ -79,12 +79,12 @@ def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan)
     Raises:
         WorkMissingError: if that cannot be done; what is committed stays.
     """
+    if plan.done == plan.total:
+        return Tally()
     progress = Progress("generate", plan.total, "samples")
     progress.skip(plan.done)
     missing = plan.missing(there.batch_size, there.gate.attempts)
     queue = Queue(missing, there.batch_size, there.save.shard_size, there.gate.attempts)
-    if plan.done == plan.total:
-        return Tally()
     try:
         crew = request.crew(there, plan, folder=there.output)
         commits = Commits(there.output, plan.classes, ledger, there.save.latents)
@@ -133,9 +133,8 @@ class Request:
         known = None
         if config.gate.latents:
             known = read_manifest(config.gate.latents, "latents")
-            if known.autoencoder != model["autoencoder"] or known.shape[1:] != tuple(
-                model["architecture"]["input_size"]
-            ):
+            trained_on = model["autoencoder"], tuple(model["architecture"]["input_size"])
+            if (known.autoencoder, known.shape[1:]) != trained_on:
                 raise UserError(
                     f"gate.latents {config.gate.latents} are of another autoencoder or shape than those that "
                     f"{config.model} was trained on; give the latents of its training, or null"
@@ -179,7 +178,7 @@ class Request:
         return Writer(folder, self.config.save, allowed, self.model["geometry"], sidecar)
 
 
-@ray.remote
+@ray.remote(num_cpus=0)  # it must find room beside workers that hold all CPUs and wait for it
 def _read_known(folder: str, manifest: Manifest, mean: Sequence[float], std: Sequence[float]) -> Known:
     return read_known(folder, manifest, mean, std)
 
