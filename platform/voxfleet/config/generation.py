@@ -41,7 +41,8 @@ class GenerateConfig:
     Args:
         output: folder of the dataset.
         model: folder of the model package, or a registered one: models:/NAME/VERSION or models:/NAME@ALIAS.
-        autoencoder: the autoencoder package that the model's latents came from, likewise.
+        autoencoder: the autoencoder package that the model's latents came from, likewise; null where no volumes are
+            written.
         campaign: how many samples of which class, and the base seed.
         sampler: how latents are drawn.
         gate: which samples are kept.
@@ -61,7 +62,7 @@ class GenerateConfig:
 
     output: str
     model: str
-    autoencoder: str
+    autoencoder: str | None = None
     campaign: CampaignConfig = field(default_factory=CampaignConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     gate: GateConfig = field(default_factory=GateConfig)
