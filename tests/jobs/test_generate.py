@@ -110,8 +110,8 @@ def test_another_reader_sees_every_voxel_at_the_same_place(both):
     [
         (["--pools.decoders", "1", "--pools.writers", "3"], 0),
         (["--batch_size", "3", "--decode_batch_size", "2", "--resources.workers", "1", "--save.shard_size", "2"], 1e-4),
-        (["--save.dtype", "float32", "--save.compress", "false"], 1e-4),
-        (["--resources.workers", "3", "--pools.writers", "8"], 0),  # more than there are CPUs
+        pytest.param(["--save.dtype", "float32", "--save.compress", "false"], 1e-4, marks=pytest.mark.slow),
+        pytest.param(["--resources.workers", "3", "--pools.writers", "8"], 0, marks=pytest.mark.slow),  # than CPUs
     ],
 )
 def test_samples_are_the_same_however_they_are_made(workspace, both, tmp_path, more, tolerance):

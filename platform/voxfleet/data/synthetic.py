@@ -166,7 +166,7 @@ def dataset_files(rows: pa.Table, classes: Sequence[str], model: str, autoencode
         for subject, group in zip(subjects, rows["class"].to_pylist(), strict=True)
     ]
     levels = {name: f"asked for as class {name}" for name in classes}
-    hidden = (MANIFEST, REJECTED, SUMMARY, f"{LATENTS}/", f"{FIGURES}/")
+    hidden = (MANIFEST, REJECTED, SUMMARY, LATENTS, FIGURES)  # with a slash the validator does not see the folders
     return {
         "README.md": _README.encode(),
         ".bidsignore": "".join(f"{name}\n" for name in hidden).encode(),

@@ -130,13 +130,15 @@ def gpus_per_worker(config: ResourcesConfig) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def check_fits(config: ResourcesConfig) -> None:
-    """Make sure that the cluster has room for the workers (``min_workers`` of them), and wait for what others hold.
+def check_fits(config: ResourcesConfig, more_workers: int = 0) -> None:
+    """Make sure that the cluster has room for the workers (``min_workers`` of them, and some more like them).
+
+    What others hold is waited for.
 
     Raises:
         UserError: at once if its nodes can never hold them, after ``wait_s`` if there is still no room.
     """
-    asked = _asked(config)
+    asked = _asked(config, more_workers)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     there = [node["Resources"] for node in nodes]
     if not asked.fits(there) and not any(_AUTOSCALED in node["Labels"] for node in nodes):
@@ -147,9 +149,9 @@ def check_fits(config: ResourcesConfig) -> None:
     _wait_for_room(asked, config.wait_s)
 
 
-def _asked(config: ResourcesConfig) -> "_Asked":
+def _asked(config: ResourcesConfig, more_workers: int = 0) -> "_Asked":
     return _Asked(
-        config.min_workers or config.workers,
+        (config.min_workers or config.workers) + more_workers,
         {"CPU": config.cpus_per_worker, "GPU": gpus_per_worker(config)},
         "resources.workers" if config.min_workers is None else "resources.min_workers",
     )

@@ -54,15 +54,14 @@ def _run(config: GenerateConfig, downloads: str) -> None:
     _say_plan(config, request, plan)
     if config.dry_run:
         with session(config.resources):
-            _check_room(config)
+            check_fits(config.resources, config.pools.decoders)
             probe(request.crew(absolute_paths(located, *_paths(located)), plan, folder=None), plan)
         return
     if not config.verify and plan.done == plan.total == _rows_in_manifest(config.output):
         say(f"generate: {config.output} is complete, nothing to do")
         output.send_unsent()
         return
-    with job_session(output) as tracker:
-        _check_room(config)
+    with job_session(output, workers=True, more_workers=config.pools.decoders) as tracker:
         there = absolute_paths(_shared(located, downloads), *_paths(located))
         if config.verify:
             forget_damaged(there.output, ledger)
@@ -211,11 +210,6 @@ def _shared(config: GenerateConfig, downloads: str) -> GenerateConfig:
 
 def _paths(config: GenerateConfig) -> list[str]:
     return ["output", "model", *(["autoencoder"] if config.autoencoder else [])]
-
-
-def _check_room(config: GenerateConfig) -> None:
-    resources = config.resources
-    check_fits(dataclasses.replace(resources, workers=resources.workers + config.pools.decoders))
 
 
 def _rows_in_manifest(folder: str) -> int:

@@ -22,15 +22,17 @@ def absolute_paths(config: ConfigT, *names: str) -> ConfigT:
 
 
 @contextlib.contextmanager
-def job_session(output: Output, *, workers: bool = False, name: str | None = None) -> Iterator[Tracker]:
-    """Be connected to Ray (with room for the configured ``workers``), claim the output, and yield the tracker.
+def job_session(
+    output: Output, *, workers: bool = False, more_workers: int = 0, name: str | None = None
+) -> Iterator[Tracker]:
+    """Be connected to Ray (with room for the configured ``workers`` and more), claim the output, yield the tracker.
 
     The output is claimed when everything else is in place: a request that cannot run leaves no folder behind.
     """
     output.check()
     with session(output.config.resources):
         if workers:
-            check_fits(output.config.resources)
+            check_fits(output.config.resources, more_workers)
         with recorded(output, name) as tracker:
             yield tracker
 
