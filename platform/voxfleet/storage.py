@@ -239,8 +239,11 @@ def read_bytes(uri: str) -> bytes:
     return _done("read", uri, read)
 
 
-def write_bytes(uri: str, data: bytes) -> str:
+def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> str:
     """Write ``data`` to ``uri`` atomically, making its folder, and return the sha256 of ``data`` in hex.
+
+    A local file has its temporary name beside it, or in the folder ``scratch`` of the same file system: there who
+    removes what killed writers left finds all of it.
 
     Raises:
         UserError: if the file system refuses; what stood there before still does.
@@ -249,7 +252,7 @@ def write_bytes(uri: str, data: bytes) -> str:
 
     def write(system: fs.FileSystem, path: str) -> None:
         if isinstance(system, fs.LocalFileSystem):
-            _write_local(Path(path), data)
+            _write_local(Path(path), data, Path(absolute(scratch)) if scratch else Path(path).parent)
         else:
             with system.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
@@ -258,9 +261,10 @@ def write_bytes(uri: str, data: bytes) -> str:
     return sha256
 
 
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+def _write_local(path: Path, data: bytes, scratch: Path) -> None:
+    for folder in (path.parent, scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+    temporary = scratch / f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

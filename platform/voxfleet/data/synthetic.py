@@ -17,6 +17,7 @@ from voxfleet.data.quality import Limits, verdict, volume_checks
 
 MANIFEST, REJECTED = "manifest.parquet", "rejected.parquet"
 LATENTS, FIGURES, SUMMARY = "latents", "figures", "summary.json"
+SCRATCH = ".voxfleet/unfinished"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +113,9 @@ class Writer:
             "Seed": sample.seed,
             **self.sidecar,
         }
-        storage.write_bytes(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
-        return {"file": file, "bytes": len(data), "sha256": storage.write_bytes(image, data)}
+        write = functools.partial(storage.write_bytes, scratch=storage.join(self.folder, SCRATCH))
+        write(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
+        return {"file": file, "bytes": len(data), "sha256": write(image, data)}
 
     @property
     def arguments(self) -> tuple[Any, ...]:

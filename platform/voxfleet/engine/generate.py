@@ -17,7 +17,7 @@ from voxfleet.data.campaign import SCHEMA, Plan, Queue
 from voxfleet.data.known import Known, read_known
 from voxfleet.data.quality import Limits, widened
 from voxfleet.data.shards import Manifest, read_manifest
-from voxfleet.data.synthetic import MANIFEST, Writer, common_sidecar
+from voxfleet.data.synthetic import LATENTS, MANIFEST, SCRATCH, Writer, common_sidecar
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import sampler_table
 from voxfleet.engine.campaign import WRITE, Commits, Crew, Tally, carry_out
@@ -69,6 +69,7 @@ def _run(config: GenerateConfig, downloads: str) -> None:
         tally = _make(request, there, ledger, plan)
         plan = request.plan(ledger)
         _check_complete(config, plan, tally)
+        _remove_unfinished(there.output)
         write_dataset(there, request.model, request.inputs, ledger, tally, tracker)
 
 
@@ -99,6 +100,13 @@ def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan)
     stages = [f"{name} {spent.each_s:.3g} s a batch on {workers[name]}" for name, spent in tally.spent.items()]
     say(f"generate: {'; '.join(stages)}")
     return tally
+
+
+def _remove_unfinished(folder: str) -> None:
+    """Remove what workers and drivers that were killed left half-written."""
+    storage.remove(storage.join(folder, SCRATCH))
+    for name in (LEDGER, LATENTS, ""):
+        storage.remove_unfinished(storage.join(folder, name), older_s=0)
 
 
 @dataclass(frozen=True)
