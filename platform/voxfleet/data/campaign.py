@@ -152,7 +152,7 @@ class Plan:
         wanted = [~kept & (tried < most_attempts) for kept, tried in zip(self.kept, self.attempts, strict=True)]
         index = np.concatenate([np.flatnonzero(mask) for mask in wanted])
         label = np.repeat(np.arange(len(wanted)), [int(mask.sum()) for mask in wanted])
-        order = np.lexsort((index, label, index // batch_size))  # batches of one class where nothing is there yet
+        order = np.lexsort((label, index))
         index, label = index[order], label[order]
         for part in _parts(index % batch_size):
             yield [self._sample(int(label[row]), int(index[row])) for row in part]
