@@ -79,7 +79,7 @@ def test_every_batch_goes_through_all_stages_and_what_is_kept_is_there(tmp_path)
             found[parcel.batch] = (*parcel.result, ray.get(parcel.data["half"]))
     assert found == {number: (number, 2 * number, number / 2) for number in range(20)}
     assert pipeline.spent["double"].calls == pipeline.spent["sum"].calls == 20
-    assert pipeline.spent["double"].steady == 18
+    assert pipeline.spent["double"].steady == 20 - len(list(tmp_path.glob("double-*")))  # one may come up too late
 
 
 def test_batches_that_come_up_on_the_way_are_done(tmp_path):
