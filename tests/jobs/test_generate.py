@@ -105,11 +105,14 @@ def test_another_reader_sees_every_voxel_at_the_same_place(both):
         np.testing.assert_allclose((-x, -y, z), nib.affines.apply_affine(ours.affine, voxel), atol=1e-3)  # LPS to RAS
 
 
+OTHER_SHAPES = ["--batch_size", "3", "--decode_batch_size", "2", "--save.shard_size", "2"]
+
+
 @pytest.mark.parametrize(
     ("more", "tolerance"),
     [
         (["--pools.decoders", "1", "--pools.writers", "3"], 0),
-        (["--batch_size", "3", "--decode_batch_size", "2", "--resources.workers", "1", "--save.shard_size", "2"], 1e-4),
+        pytest.param(OTHER_SHAPES, 1e-4, marks=pytest.mark.slow),
         pytest.param(["--save.dtype", "float32", "--save.compress", "false"], 1e-4, marks=pytest.mark.slow),
         pytest.param(["--resources.workers", "3", "--pools.writers", "8"], 0, marks=pytest.mark.slow),  # than CPUs
     ],

@@ -192,6 +192,7 @@ def test_float16_shards_hold_the_same_latents(workspace, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_page_is_made_anew_when_the_campaign_has_grown(workspace, tmp_path):
     synthetic, report = str(tmp_path / "synthetic"), str(tmp_path / "report")
     evaluate = ["--synthetic", synthetic, "--output", report, "--page", str(tmp_path / "page.html")]
