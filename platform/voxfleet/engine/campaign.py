@@ -26,7 +26,7 @@ from voxfleet.models.vae import LOGVAR
 
 WRITE = "write"
 _COMMITS = 4  # at a time: on a remote file system each waits for the answer
-_MEASURED = 3  # calls of the writer, after which its pool is sized
+_MEASURED = 3  # calls of each stage, their first ones not counted, after which the pool of writers is sized
 _LEAST_WAIT_S = 120.0  # for a worker: its process may take that long on a busy machine
 _SPARE = 1.25  # of the writers that the measured times call for
 
@@ -160,6 +160,7 @@ def carry_out(
     def source() -> list[Sample] | None:
         return queue.next() if most_batches is None or next(given) < most_batches else None
 
+    sized = False
     with crew.pipeline() as pipeline:
         tally.spent = pipeline.spent
         for parcel in pipeline.run(source):
@@ -167,8 +168,8 @@ def carry_out(
             tally.add(parcel.result)
             if unit and commits:
                 commits.begin(unit)
-            if pipeline.spent[WRITE].calls == _MEASURED:
-                tally.writers = crew.writers_for(pipeline.spent)
+            if not sized and min(spent.steady for spent in pipeline.spent.values()) >= _MEASURED:
+                sized, tally.writers = True, crew.writers_for(pipeline.spent)
                 pipeline.grow(WRITE, tally.writers)
             rejected = sum(tally.rejected.values())
             progress.advance(
@@ -191,6 +192,12 @@ class Commits:
         self._pool = ThreadPoolExecutor(_COMMITS)
         self._begun: set[Future[None]] = set()
 
+    def __enter__(self) -> "Commits":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
     def begin(self, unit: Unit) -> None:
         """Commit a unit as soon as there is a hand for it."""
         if len(self._begun) >= 2 * _COMMITS:
@@ -200,7 +207,6 @@ class Commits:
     def finish(self) -> None:
         """Wait for the commits that were begun."""
         self._wait(ALL_COMPLETED)
-        self._pool.shutdown()
 
     def _wait(self, what: str) -> None:
         done, self._begun = wait(self._begun, return_when=what)
@@ -216,7 +222,7 @@ class Commits:
 
     def _write_latents(self, name: str, unit: Unit, kept: Rows) -> dict[str, str]:
         """Write the latents of the samples that are kept; their columns of SCHEMA."""
-        mu = np.concatenate([ray.get(latents)[[not row["reason"] for row in rows]] for latents, rows in unit.latents])
+        mu = np.concatenate([latents[[not row["reason"] for row in rows]] for latents, rows in unit.latents])
         columns: dict[str, list[Any]] = {
             "subject_id": [f"sub-{row['sample_id'].replace('-', '')}" for row in kept],
             "label": [self._classes.index(row["class"]) for row in kept],

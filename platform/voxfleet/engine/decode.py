@@ -1,5 +1,6 @@
 """The decode job: latent shards to volumes, in a pool of actors that hold the autoencoder."""
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,7 @@ from voxfleet.config.generation import DecodeConfig
 from voxfleet.data import bids, nifti
 from voxfleet.data.latents import COLUMNS
 from voxfleet.data.shards import Manifest, read_manifest, read_shard, table_bytes, tensors
-from voxfleet.data.synthetic import MANIFEST
+from voxfleet.data.synthetic import MANIFEST, SCRATCH
 from voxfleet.engine.cluster import gpus_per_worker
 from voxfleet.engine.console import Progress
 from voxfleet.engine.job import absolute_paths, job_session
@@ -51,6 +52,7 @@ def run(config: DecodeConfig) -> None:
             weight=len,
         )
         rows = [row for unit in units.values() for row in unit]
+        storage.remove(storage.join(there.output, SCRATCH))
         _write_dataset(there, latents, rows)
         tracker.log_metrics([{"volumes": len(rows)}])
         progress.finish(f"{len(rows)} volumes in {config.output}")
@@ -104,9 +106,10 @@ class Decoding:
             "Sources": [],
             "AutoencoderFingerprint": self.autoencoder.fingerprint,
         }
-        storage.write_bytes(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
+        write = functools.partial(storage.write_bytes, scratch=storage.join(self.config.output, SCRATCH))
+        write(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
         data = nifti.encode(volume, self.affine, dtype=self.config.dtype, compress=self.config.compress)
-        return {"file": name, "sha256": storage.write_bytes(image, data)}
+        return {"file": name, "sha256": write(image, data)}
 
 
 def _write_dataset(config: DecodeConfig, latents: Manifest, rows: Rows) -> None:

@@ -17,7 +17,7 @@ from voxfleet.data.campaign import SCHEMA, Plan, Queue
 from voxfleet.data.known import Known, read_known
 from voxfleet.data.quality import Limits, widened
 from voxfleet.data.shards import Manifest, read_manifest
-from voxfleet.data.synthetic import LATENTS, MANIFEST, SCRATCH, Writer, common_sidecar
+from voxfleet.data.synthetic import FIGURES, LATENTS, MANIFEST, SCRATCH, Writer, common_sidecar
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import sampler_table
 from voxfleet.engine.campaign import WRITE, Commits, Crew, Tally, carry_out
@@ -54,22 +54,22 @@ def _run(config: GenerateConfig, downloads: str) -> None:
     _say_plan(config, request, plan)
     if config.dry_run:
         with session(config.resources):
-            check_fits(config.resources, config.pools.decoders)
+            check_fits(config.resources, _decoders(config))
             probe(request.crew(absolute_paths(located, *_paths(located)), plan, folder=None), plan)
         return
     if not config.verify and plan.done == plan.total == _rows_in_manifest(config.output):
         say(f"generate: {config.output} is complete, nothing to do")
         output.send_unsent()
         return
-    with job_session(output, workers=True, more_workers=config.pools.decoders) as tracker:
+    with job_session(output, workers=True, more_workers=_decoders(config)) as tracker:
         there = absolute_paths(_shared(located, downloads), *_paths(located))
         if config.verify:
             forget_damaged(there.output, ledger)
-            plan = request.plan(ledger)
+        plan = request.plan(ledger)  # another run may have worked here while this one waited for room
         tally = _make(request, there, ledger, plan)
         plan = request.plan(ledger)
         _check_complete(config, plan, tally)
-        _remove_unfinished(there.output)
+        _remove_unfinished(there.output, ledger)
         write_dataset(there, request.model, request.inputs, ledger, tally, tracker)
 
 
@@ -87,14 +87,11 @@ def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan)
     queue = Queue(missing, there.batch_size, there.save.shard_size, there.gate.attempts)
     try:
         crew = request.crew(there, plan, folder=there.output)
-        commits = Commits(there.output, plan.classes, ledger, there.save.latents)
-        tally = carry_out(crew, queue, commits, progress)
-    except UserError as error:
-        left = request.plan(ledger)
-        raise WorkMissingError(
-            f"{left.total - left.done} of {left.total} samples are missing in {there.output}: {error}; then run the "
-            "same command again"
-        ) from error
+        with Commits(there.output, plan.classes, ledger, there.save.latents) as commits:
+            tally = carry_out(crew, queue, commits, progress)
+    except (UserError, WorkMissingError) as error:
+        again = "" if isinstance(error, WorkMissingError) else "; then run the same command again"
+        raise WorkMissingError(f"{_missing(request, ledger)} are missing in {there.output}: {error}{again}") from error
     progress.finish(f"{tally.kept} samples made, {sum(tally.rejected.values())} rejected")
     workers = {**crew.sizes, WRITE: tally.writers}
     stages = [f"{name} {spent.each_s:.3g} s a batch on {workers[name]}" for name, spent in tally.spent.items()]
@@ -102,11 +99,24 @@ def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan)
     return tally
 
 
-def _remove_unfinished(folder: str) -> None:
-    """Remove what workers and drivers that were killed left half-written."""
+def _missing(request: "Request", ledger: Ledger) -> str:
+    """How many samples are not there, as far as the ledger can be read."""
+    try:
+        plan = request.plan(ledger)
+    except UserError:
+        return "samples"
+    return f"{plan.total - plan.done} of {plan.total} samples"
+
+
+def _remove_unfinished(folder: str, ledger: Ledger) -> None:
+    """Remove what workers and drivers that were killed left half-written, or did not commit."""
     storage.remove(storage.join(folder, SCRATCH))
-    for name in (LEDGER, LATENTS, ""):
+    for name in (LEDGER, LATENTS, FIGURES, "", ".voxfleet", f"{_PACKAGES}/model", f"{_PACKAGES}/autoencoder"):
         storage.remove_unfinished(storage.join(folder, name), older_s=0)
+    shards = set(ledger.table(SCHEMA, ["latents"])["latents"].to_pylist())
+    for name in storage.names(storage.join(folder, LATENTS)):
+        if name.startswith("part-") and f"{LATENTS}/{name}" not in shards:
+            storage.remove(storage.join(folder, LATENTS, name))
 
 
 @dataclass(frozen=True)
@@ -218,6 +228,10 @@ def _shared(config: GenerateConfig, downloads: str) -> GenerateConfig:
 
 def _paths(config: GenerateConfig) -> list[str]:
     return ["output", "model", *(["autoencoder"] if config.autoencoder else [])]
+
+
+def _decoders(config: GenerateConfig) -> int:
+    return config.pools.decoders if config.save.volumes else 0
 
 
 def _rows_in_manifest(folder: str) -> int:

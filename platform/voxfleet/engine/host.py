@@ -5,6 +5,8 @@ from typing import Any
 
 import ray
 
+from voxfleet.errors import UserError
+
 
 @ray.remote(max_restarts=-1)
 class Host:
@@ -25,6 +27,14 @@ class Host:
             found = [ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in self._arguments]
             self._worker = self._kind(*found)
         began = time.perf_counter(), time.process_time()
-        made = self._worker(batch, *data)
+        try:
+            made = self._worker(batch, *data)
+        except Exception as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's: who does not compute need not import it
+                raise
+            raise UserError(
+                "the GPU has not enough memory for a batch; lower batch_size or decode_batch_size, or give each worker "
+                "more of a GPU (resources.gpus_per_worker)"
+            ) from error
         spent = time.perf_counter() - began[0], time.process_time() - began[1], is_first
         return (spent, *(made[name] for name in names)) if names else (spent, made)

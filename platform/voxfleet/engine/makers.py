@@ -54,7 +54,7 @@ class Drawer:
         self._making = making
         self._model = load_model(making.model, making.device, precision=making.precision, mode=making.mode)
         self._known = known and tuple(
-            torch.from_numpy(part.copy()).to(making.device) for part in (known.means, known.subjects)
+            torch.from_numpy(part.copy()).to(making.device) for part in (known.means.astype(np.float64), known.subjects)
         )
 
     def draw(self, batch: Sequence[Sample]) -> Tensor:
@@ -67,15 +67,17 @@ class Drawer:
 
     def made(self, batch: Sequence[Sample], latents: Tensor) -> dict[str, Any]:
         """``made`` of ``data.synthetic.Writer``, and ``latents`` (len(batch), C, d, h, w) float32 of the samples."""
-        rows = latents[[sample.place(self._making.batch_size) for sample in batch]]
-        checks = [{"finite": float(finite)} for finite in torch.isfinite(rows).flatten(1).all(dim=1)]
+        places = [sample.place(self._making.batch_size) for sample in batch]
+        checks = [{"finite": float(finite)} for finite in torch.isfinite(latents[places]).flatten(1).all(dim=1)]
         if self._known:
             mean, std = (
-                torch.tensor(v, device=rows.device).reshape(-1, 1, 1, 1) for v in (self._model.mean, self._model.std)
+                torch.tensor(v, device=latents.device).reshape(-1, 1, 1, 1) for v in (self._model.mean, self._model.std)
             )
-            found = novelty(((rows - mean) / std).flatten(1), *self._known)
+            found = novelty(((latents - mean) / std).flatten(1), *self._known)[
+                places
+            ]  # of all: one shape, the same bits
             checks = [{**check, "novelty": float(value)} for check, value in zip(checks, found, strict=True)]
-        return {"latents": rows.float().cpu().numpy(), "made": {**self._how(), "checks": checks}}
+        return {"latents": latents[places].float().cpu().numpy(), "made": {**self._how(), "checks": checks}}
 
     def _how(self) -> dict[str, Any]:
         making = self._making

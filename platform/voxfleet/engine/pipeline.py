@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import say
@@ -78,7 +78,7 @@ class Parcel:
     """A batch on its way."""
 
     batch: Any
-    data: dict[str, ray.ObjectRef] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     stage: int = 0
     losses: int = 0
     result: Any = None
@@ -154,14 +154,15 @@ class Pipeline:
 
     Args:
         stages: in their order.
-        keep: data that the finished parcels still hold.
+        keep: data that the finished parcels hold, which is here by then.
         wait_s: how long a stage may be without a worker.
     """
 
     def __init__(self, stages: Sequence[Stage], *, keep: tuple[str, ...] = (), wait_s: float = 60.0) -> None:
         self.spent = {stage.name: Spent() for stage in stages}
         self._keep, self._wait_s = keep, wait_s
-        self._pools = [_Pool(stage) for stage in stages]
+        # the last stage first: where there is room for a part of all workers, none of the stages is without
+        self._pools = [_Pool(stage) for stage in reversed(stages)][::-1]
         self._waiting: list[collections.deque[Parcel]] = [collections.deque() for _ in stages]
         self._running: dict[ray.ObjectRef, tuple[Parcel, _Actor, tuple[ray.ObjectRef, ...]]] = {}
 
@@ -233,7 +234,7 @@ class Pipeline:
         try:
             with ray_errors():
                 (wall_s, cpu_s, is_first), *result = ray.get(ref) if not given else (ray.get(ref),)
-        except (RayActorError, ObjectLostError) as error:
+        except (RayActorError, ObjectLostError, OutOfMemoryError) as error:
             pool.lost(actor)
             self._again(parcel, error)
             return None
@@ -245,6 +246,12 @@ class Pipeline:
         parcel.data = {name: value for name, value in parcel.data.items() if name in later}
         if parcel.stage < len(self._pools):
             self._waiting[parcel.stage].append(parcel)
+            return None
+        try:
+            parcel.data = {name: ray.get(value) for name, value in parcel.data.items()}
+        except ObjectLostError as error:
+            parcel.stage -= 1
+            self._again(parcel, error)
             return None
         parcel.result = result[0]
         return parcel

@@ -35,6 +35,8 @@ def run(config: RegenerateConfig) -> None:
 
 
 def _run(config: RegenerateConfig, scratch: str) -> None:
+    if config.output and storage.exists(storage.join(config.output, JOB_FILE)):
+        raise UserError(f"output {config.output} holds the files of a job; name another folder")
     record = _record(config)
     row = _row(config)
     moved = {key: getattr(config, key) for key in ("model", "autoencoder") if getattr(config, key)}
@@ -57,9 +59,13 @@ def _run(config: RegenerateConfig, scratch: str) -> None:
     made = (Maker if campaign.save.volumes else Drawer)(making, None)([sample])
     differences = []
     if campaign.save.volumes:
-        folder = config.output or storage.join(scratch, "sample")
+        folder = storage.join(scratch, "sample")
         (again,) = request.writer({}, folder)([sample], made["made"], made["volumes"])
         differences.append(_of_images(row, again, config.dataset, folder))
+        if config.output:
+            storage.write_bytes(
+                storage.join(config.output, row["file"]), storage.read_bytes(storage.join(folder, row["file"]))
+            )
     if campaign.save.latents:
         differences.append(_of_latents(row, made["latents"][0], config.dataset))
     if found := [difference for difference in differences if difference]:

@@ -9,10 +9,10 @@ import ray
 
 from voxfleet import storage
 from voxfleet.data.campaign import SCHEMA
+from voxfleet.data.synthetic import MANIFEST
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.units import Ledger
-from voxfleet.errors import UserError
 
 _AT_ONCE = 64  # files of a task
 _SHOWN = 5
@@ -39,6 +39,7 @@ def _pairs(rows: pa.Table, file: str, sha256: str) -> Iterator[tuple[str, str]]:
 
 
 def _forget(folder: str, ledger: Ledger, damaged: set[str]) -> None:
+    storage.remove(storage.join(folder, MANIFEST))  # which says that all is there
     for unit in sorted(ledger.done()):
         rows = ledger.rows(unit)
         broken = [row for row in rows if damaged & {row["file"], row["latents"]}]
@@ -67,9 +68,4 @@ def _check(folder: str, files: list[tuple[str, str]]) -> list[str]:
 
 
 def _sha256(uri: str) -> str | None:
-    if not storage.exists(uri):
-        return None
-    try:
-        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-    except UserError:  # no file, or one that the disk does not give back
-        return None
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest() if storage.exists(uri) else None
