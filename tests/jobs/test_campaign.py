@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from voxfleet.cli import main
+from voxfleet.data.shards import read_manifest, read_shard
 
 pytestmark = pytest.mark.slow
 SAMPLES, RUNS, KILLS = 1000, 3, 4  # of each class; of the driver; of workers in each of these runs
@@ -32,7 +33,7 @@ def test_two_thousand_samples_are_made_once_each_whoever_is_killed(processes, wo
     output, clean = tmp_path / "out", tmp_path / "clean"
     chance = random.Random(0)
     more = ["--campaign.samples", str(SAMPLES), "--sampler.steps", "20", "--save.shard_size", "16"]
-    more += ["--batch_size", "8", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
+    more += ["--batch_size", "8", "--save.latents", "true", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
     killed = 0
 
     def committed():
@@ -79,6 +80,12 @@ def test_two_thousand_samples_are_made_once_each_whoever_is_killed(processes, wo
             np.testing.assert_allclose(*images, atol=1e-4)
     assert len(list(output.rglob("*.nii.gz"))) == 2 * SAMPLES
     assert list(output.rglob("*.tmp")) == []
+    latents = read_manifest(str(output / "latents"), "latents")
+    shards = [(shard, output / "latents" / shard["file"]) for shard in latents.shards]
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"] for shard, path in shards)
+    assert {path for _, path in shards} == set((output / "latents").glob("*.parquet"))
+    sources = [name for _, path in shards for name in read_shard(str(path), ["source"])["source"].to_pylist()]
+    assert sorted(sources) == [row["sample_id"] for row in rows]
 
     monkeypatch.chdir(workspace.root)
     for row in chance.sample(rows, 10):

@@ -19,7 +19,7 @@ from ray import cloudpickle
 
 from voxfleet.cli import main
 from voxfleet.data.shards import read_manifest, read_shard, tensors
-from voxfleet.data.synthetic import Writer
+from voxfleet.data.synthetic import Writer, sidecar_file
 from voxfleet.engine.makers import Maker
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -105,6 +105,7 @@ def test_another_reader_sees_every_voxel_at_the_same_place(both):
         np.testing.assert_allclose((-x, -y, z), nib.affines.apply_affine(ours.affine, voxel), atol=1e-3)  # LPS to RAS
 
 
+MORE_THAN_CPUS = ["--resources.workers", "9", "--resources.min_workers", "1", "--pools.writers", "8"]
 OTHER_SHAPES = ["--batch_size", "3", "--decode_batch_size", "2", "--save.shard_size", "2"]
 
 
@@ -114,7 +115,7 @@ OTHER_SHAPES = ["--batch_size", "3", "--decode_batch_size", "2", "--save.shard_s
         (["--pools.decoders", "1", "--pools.writers", "3"], 0),
         pytest.param(OTHER_SHAPES, 1e-4, marks=pytest.mark.slow),
         pytest.param(["--save.dtype", "float32", "--save.compress", "false"], 1e-4, marks=pytest.mark.slow),
-        pytest.param(["--resources.workers", "3", "--pools.writers", "8"], 0, marks=pytest.mark.slow),  # than CPUs
+        pytest.param(MORE_THAN_CPUS, 0, marks=pytest.mark.slow),
     ],
 )
 def test_samples_are_the_same_however_they_are_made(workspace, both, tmp_path, more, tolerance):
@@ -242,6 +243,7 @@ def test_verify_makes_again_what_is_missing_or_damaged_and_nothing_else(workspac
     (out / rows[0]["file"]).unlink()
     with (out / rows[7]["file"]).open("r+b") as file:
         file.write(b"x")
+    (sidecar := out / sidecar_file(rows[3]["file"])).write_text("{}")
     more = ["--output", str(out), *MORE, "--save.latents", "true"]
     assert workspace.run("generate", *more) == 0
     assert "nothing to do" in capsys.readouterr().err  # it was not asked to look
@@ -249,6 +251,7 @@ def test_verify_makes_again_what_is_missing_or_damaged_and_nothing_else(workspac
     assert rows[0]["file"] in capsys.readouterr().err
     check_whole(out, 5)
     assert hashes(out) == hashes(both)
+    assert sidecar.read_bytes() == (both / sidecar_file(rows[3]["file"])).read_bytes()
     manifest = read_manifest(str(out / "latents"), "latents")
     sources = [s for uri in manifest.files(str(out / "latents")) for s in read_shard(uri)["source"].to_pylist()]
     assert sorted(sources) == sorted(hashes(both))
@@ -262,7 +265,12 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, ca
     assert workspace.run("generate", *more, "--dry-run") == 0
     captured = capsys.readouterr()
     assert "40 HC, 20 TLE, of which 0 are there" in captured.err
-    for words in ("60 samples to make, in about 30 batches of 2", "draw and decode:", "GPU hours", "GB of images"):
+    for words in (
+        "60 samples to make, in about 30 batches of 2",
+        "draw and decode:",
+        "GPU hours",
+        "GB of images and latents",
+    ):
         assert words in captured.out
     assert list(tmp_path.iterdir()) == []
 
@@ -296,6 +304,9 @@ def test_unusable_requests_to_regenerate(fails, workspace, both, tmp_path, monke
         regenerate, "syn-FCD-0000001", "--dataset", both
     )
     assert "is not an output of generate" in fails(regenerate, "syn-HC-0000001", "--dataset", workspace.demo / "vae")
+    assert f"the model of {both} is no longer at gone; say where, by --model" in fails(
+        regenerate, "syn-HC-0000001", "--dataset", both, "--model", "gone"
+    )
     other = shutil.copytree(workspace.demo / "model", tmp_path / "model")
     document = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**document, "fingerprint": "1" * 64}))
@@ -313,7 +324,7 @@ def test_unusable_requests_to_regenerate(fails, workspace, both, tmp_path, monke
         (["--pools.writers", "0"], "pools.writers is 0"),
         (["--gate.latents", "demo/volumes"], "does not describe latents"),
         (["--campaign.mixture", "{FCD: 1}"], "campaign.mixture names class 'FCD'"),
-        (["--pools.decoders", "500"], "no room for 501 workers"),
+        (["--pools.decoders", "500"], "lower resources.workers and pools.decoders together to"),
     ],
 )
 def test_requests_that_cannot_be_met(fails, workspace, tmp_path, more, words):

@@ -174,7 +174,7 @@ def test_of_a_subject_with_several_images_the_first_is_taken(workspace, tmp_path
     shard.write_bytes(table_bytes(table))
     names = {"output": "unused", "autoencoder": "unused", "data": str(latents)}
     config = InterpolateConfig(**names, subjects=("other", "twice"), points=2)
-    found = Subjects(config).latents()(torch.tensor([0.0, 1.0]), "cpu")
+    found = Subjects(config).latents()(config, torch.tensor([0.0, 1.0]), "cpu")
     np.testing.assert_allclose(found, tensors(table, "mu")[:2], atol=1e-4)
 
 

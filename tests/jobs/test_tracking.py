@@ -33,18 +33,48 @@ def registered(workspace, tmp_path, empty_database):
     return config
 
 
-def test_generate_takes_a_registered_model(workspace, registered, tmp_path, monkeypatch):
+@pytest.fixture
+def from_a_server(workspace, monkeypatch):
+    """Registered packages as from a server, whose files only it can read: on the driver's machine alone."""
+
     def downloaded(uri, config, folder):
-        """As from a server, whose files only it can read: on the driver's machine alone."""
-        found = resolve_model(uri, config, folder)
+        found = str(workspace.demo / "vae") if uri == "models:/vae/1" else resolve_model(uri, config, folder)
         return copy_package(found, folder) if uri.startswith("models:/") else found
 
-    monkeypatch.setattr("voxfleet.engine.generate.resolve_model", downloaded)
-    more = ["--model", "models:/heads@final", "--output", str(tmp_path / "out"), "--tracking.uri", registered.uri]
+    monkeypatch.setattr("voxfleet.engine.registered.resolve_model", downloaded)
+
+
+def shared(folder):
+    """The packages that were put where all workers read them."""
+    return storage.names(str(folder / ".voxfleet" / "packages"))
+
+
+def test_generate_takes_a_registered_model(workspace, registered, from_a_server, tmp_path, capsys):
+    out = tmp_path / "out"
+    more = ["--model", "models:/heads@final", "--output", str(out), "--tracking.uri", registered.uri]
+    before = sorted(tmp_path.iterdir())
+    assert workspace.run("generate", *more, "--dry-run") == 0
+    assert "6 samples to make" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
     for _ in range(2):  # the second has nothing to do
         assert workspace.run("generate", *more) == 0
-    assert files(tmp_path / "out") == files(workspace.demo / "synthetic")
-    assert storage.names(str(tmp_path / "out" / ".voxfleet" / "packages")) == ["model"]  # where all workers read it
+    assert files(out) == files(workspace.demo / "synthetic")
+    assert shared(out) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("job", "more", "made", "names"),
+    [
+        ("decode", [], "manifest.parquet", ["autoencoder"]),
+        ("interpolate", ["--model", "models:/heads@final"], "interpolation.png", ["autoencoder", "model"]),
+    ],
+)
+def test_other_jobs_take_registered_packages(workspace, registered, from_a_server, tmp_path, job, more, made, names):
+    out = tmp_path / "out"
+    more = ["--autoencoder", "models:/vae/1", *more, "--output", str(out), "--tracking.uri", registered.uri]
+    assert workspace.run(job, *more) == 0
+    assert (out / made).exists()
+    assert sorted(shared(out)) == names
 
 
 def test_a_model_that_is_not_registered_is_one_line(workspace, registered, tmp_path, capsys):

@@ -119,7 +119,7 @@ class DecodeConfig:
     Args:
         output: folder of the dataset.
         data: folder of latent shards.
-        autoencoder: the package of the autoencoder that made the latents.
+        autoencoder: the package of the autoencoder that made the latents, or a registered one: models:/NAME/VERSION.
         dtype: of the voxels: int16 with a slope, or float32.
         compress: .nii.gz; false gives .nii, which are larger and written faster.
         precision: of the autoencoder: float32, bfloat16, float16, or auto: float16 on a GPU, float32 elsewhere.
@@ -157,8 +157,8 @@ class InterpolateConfig:
 
     Args:
         output: folder of the picture, the volumes and the figures.
-        autoencoder: folder of the autoencoder package that the latents came from.
-        model: folder of the model package.
+        autoencoder: the autoencoder package that the latents came from, or a registered one: models:/NAME/VERSION.
+        model: the model package, likewise.
         seeds: the seeds of two samples, such as those in a campaign's manifest.
         label: the class of all volumes.
         sampler: how latents are drawn; one that adds no noise.

@@ -22,7 +22,8 @@ SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("sample_id", "class")),
         *((name, pa.int64()) for name in ("index", "attempt", "seed")),
-        *((name, pa.string()) for name in ("reason", "file", "sha256", "latents", "latents_sha256")),
+        *((name, pa.string()) for name in ("reason", "file", "sha256", "sidecar_sha256")),
+        *((name, pa.string()) for name in ("latents", "latents_sha256")),
         ("bytes", pa.int64()),
         ("checks", pa.struct([(name, pa.float64()) for name in (*CHECKS, "novelty")])),
         *((name, pa.int64()) for name in ("batch_size", "decode_batch_size", "threads")),

@@ -46,6 +46,11 @@ class SaveConfig:
             raise ValueError(f"shard_size is {self.shard_size}; it must be at least 1")
 
 
+def sidecar_file(image: str) -> str:
+    """Path of an image's sidecar."""
+    return f"{image.partition('.nii')[0]}.json"
+
+
 def image_file(sample: Sample, save: SaveConfig) -> str:
     """Path of a sample's image in the dataset."""
     name = f"{sample.subject_id}_desc-synth_T1w.nii{'.gz' if save.compress else ''}"
@@ -106,7 +111,6 @@ class Writer:
         file = image_file(sample, self.save)
         if self.folder is None:
             return {"file": file, "bytes": len(data)}
-        image = storage.join(self.folder, file)
         sidecar = {
             "Description": f"Synthetic T1-weighted volume of class {sample.class_name}; not an image of a person",
             "Class": sample.class_name,
@@ -114,8 +118,9 @@ class Writer:
             **self.sidecar,
         }
         write = functools.partial(storage.write_bytes, scratch=storage.join(self.folder, SCRATCH))
-        write(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
-        return {"file": file, "bytes": len(data), "sha256": write(image, data)}
+        contents = {"sidecar_sha256": (sidecar_file(file), bids.json_bytes(sidecar)), "sha256": (file, data)}
+        hashes = {key: write(storage.join(self.folder, name), content) for key, (name, content) in contents.items()}
+        return {"file": file, "bytes": len(data), **hashes}
 
     @property
     def arguments(self) -> tuple[Any, ...]:

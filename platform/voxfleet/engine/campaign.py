@@ -124,7 +124,7 @@ class Tally:
     Attributes:
         kept: samples.
         rejected: attempts, by the check that they failed.
-        size: bytes of the images.
+        size: bytes of the images, and of latents.
         spent: of each stage.
         writers: at the end.
         wall_s: seconds.
@@ -137,14 +137,14 @@ class Tally:
     writers: int = 1
     wall_s: float = 0.0
 
-    def add(self, rows: Rows) -> None:
-        """Count the rows of a batch."""
+    def add(self, rows: Rows, latents: np.ndarray | None) -> None:
+        """Count the rows of a batch, and its latents, if they are written."""
         for row in rows:
             if row["reason"]:
                 self.rejected[row["reason"].partition(" is ")[0]] += 1
             else:
                 self.kept += 1
-                self.size += row.get("bytes") or 0
+                self.size += (row.get("bytes") or 0) + (0 if latents is None else latents[0].nbytes)
 
 
 def carry_out(
@@ -164,8 +164,9 @@ def carry_out(
     with crew.pipeline() as pipeline:
         tally.spent = pipeline.spent
         for parcel in pipeline.run(source):
-            unit = queue.decided(parcel.batch, parcel.result, parcel.data.get("latents"))
-            tally.add(parcel.result)
+            latents = parcel.data.get("latents")
+            unit = queue.decided(parcel.batch, parcel.result, latents)
+            tally.add(parcel.result, latents)
             if unit and commits:
                 commits.begin(unit)
             if not sized and min(spent.steady for spent in pipeline.spent.values()) >= _MEASURED:

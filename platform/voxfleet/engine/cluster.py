@@ -150,10 +150,11 @@ def check_fits(config: ResourcesConfig, more_workers: int = 0) -> None:
 
 
 def _asked(config: ResourcesConfig, more_workers: int = 0) -> "_Asked":
+    key = "resources.workers" if config.min_workers is None else "resources.min_workers"
     return _Asked(
         (config.min_workers or config.workers) + more_workers,
         {"CPU": config.cpus_per_worker, "GPU": gpus_per_worker(config)},
-        "resources.workers" if config.min_workers is None else "resources.min_workers",
+        f"{key} and pools.decoders together" if more_workers else key,
     )
 
 

@@ -1,7 +1,10 @@
 """The decode job: latent shards to volumes, in a pool of actors that hold the autoencoder."""
 
 import functools
+import re
+import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,15 @@ from voxfleet.config.generation import DecodeConfig
 from voxfleet.data import bids, nifti
 from voxfleet.data.latents import COLUMNS
 from voxfleet.data.shards import Manifest, read_manifest, read_shard, table_bytes, tensors
-from voxfleet.data.synthetic import MANIFEST, SCRATCH
+from voxfleet.data.synthetic import MANIFEST, SCRATCH, sidecar_file
 from voxfleet.engine.cluster import gpus_per_worker
 from voxfleet.engine.console import Progress
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.registered import located_packages, shared_packages
 from voxfleet.engine.units import Ledger, Pool, Rows, run_units
 from voxfleet.errors import UserError
+from voxfleet.models.execution import padded
 from voxfleet.packages import fitting_autoencoder, load_autoencoder
 
 _README = """# Decoded brain volumes
@@ -32,15 +37,21 @@ scaled to [0, 1]. Not for diagnosis.
 
 def run(config: DecodeConfig) -> None:
     """Make the volumes."""
+    with tempfile.TemporaryDirectory() as downloads:
+        _run(config, downloads)
+
+
+def _run(config: DecodeConfig, downloads: str) -> None:
     latents = read_manifest(config.data, "latents")
-    package = fitting_autoencoder(config.autoencoder, latents.autoencoder, config.data)
+    located = located_packages(config, downloads)
+    package = fitting_autoencoder(located.autoencoder, latents.autoencoder, config.data)
     output = Output("decode", config.output, config, {"data": latents.digest, "autoencoder": package["fingerprint"]})
     if output.is_done(MANIFEST):
         return
-    there = absolute_paths(config, "output", "data", "autoencoder")
+    names = _names(config.data, latents, config.compress)
     with job_session(output, workers=True) as tracker:
+        there = absolute_paths(shared_packages(located, downloads, config.output), "output", "data", "autoencoder")
         gpus = gpus_per_worker(config.resources)
-        names = _names(there.data, latents, config.compress)
         progress = Progress("decode", sum(map(len, names.values())), "volumes")
         units = run_units(
             names,
@@ -65,15 +76,34 @@ def _names(folder: str, latents: Manifest, compress: bool) -> dict[str, list[str
         for shard, uri in zip(latents.shards, latents.files(folder), strict=True)
     }
     total, seen = Counter(subject for every in subjects.values() for subject in every), Counter[str]()
+    ids = bids_ids(total)
     names: dict[str, list[str]] = {}
     for shard, every in subjects.items():
         names[shard] = []
         for subject in every:
             seen[subject] += 1
             run = f"_run-{seen[subject]}" if total[subject] > 1 else ""
-            file = f"{subject}{run}_desc-decoded_T1w.nii{'.gz' if compress else ''}"
-            names[shard].append(f"{subject}/anat/{file}")
+            file = f"{ids[subject]}{run}_desc-decoded_T1w.nii{'.gz' if compress else ''}"
+            names[shard].append(f"{ids[subject]}/anat/{file}")
     return names
+
+
+def bids_ids(subjects: Iterable[str]) -> dict[str, str]:
+    """The BIDS id, ``sub-`` with letters and digits, of each subject: imported ones have any.
+
+    Raises:
+        UserError: if two subjects would have the same.
+    """
+    ids: dict[str, str] = {}
+    for subject in subjects:
+        name = f"sub-{re.sub('[^A-Za-z0-9]', '', subject.removeprefix('sub-'))}"
+        other = ids.setdefault(name, subject)
+        if other != subject or name == "sub-":
+            raise UserError(
+                f"the latents' subjects {other!r} and {subject!r} have no BIDS ids of their own ({name}); import them "
+                "with ids that differ in their letters and digits"
+            )
+    return {subject: name for name, subject in ids.items()}
 
 
 class Decoding:
@@ -91,7 +121,8 @@ class Decoding:
         latents, size = torch.from_numpy(tensors(table, "mu").astype(np.float32)), self.config.batch_size
         rows = table.select(list(COLUMNS)).to_pylist()
         for start in range(0, len(latents), size):
-            volumes = self.autoencoder.decode(latents[start : start + size].to(self.device))[:, 0].float().cpu().numpy()
+            part = latents[start : start + size].to(self.device)
+            volumes = self.autoencoder.decode(padded(part, size))[:, 0].float().cpu().numpy()
             for row, name, volume in zip(rows[start:], names[start:], volumes, strict=False):
                 row |= self._write(row, name, volume)
         return rows
@@ -107,14 +138,14 @@ class Decoding:
             "AutoencoderFingerprint": self.autoencoder.fingerprint,
         }
         write = functools.partial(storage.write_bytes, scratch=storage.join(self.config.output, SCRATCH))
-        write(f"{image.partition('.nii')[0]}.json", bids.json_bytes(sidecar))
+        write(sidecar_file(image), bids.json_bytes(sidecar))
         data = nifti.encode(volume, self.affine, dtype=self.config.dtype, compress=self.config.compress)
         return {"file": name, "sha256": write(image, data)}
 
 
 def _write_dataset(config: DecodeConfig, latents: Manifest, rows: Rows) -> None:
     """The files about the dataset, the manifest last."""
-    people = {row["subject_id"]: latents.classes[row["label"]] for row in rows}
+    people = {row["file"].partition("/")[0]: latents.classes[row["label"]] for row in rows}
     participants = [{"participant_id": subject, "group": group} for subject, group in people.items()]
     levels = {name: f"latents of class {name}" for name in latents.classes}
     files = {

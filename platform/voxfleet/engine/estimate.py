@@ -38,6 +38,6 @@ def probe(crew: Crew, plan: Plan) -> None:
             f"{left} samples to make, in about {batches:.0f} batches of {size}",
             *lines,
             f"about {duration(seconds)} and {gpus * seconds / 3600:.3g} GPU hours",
-            f"about {tally.size / tally.kept * left / 1e9:.3g} GB of images",
+            f"about {tally.size / tally.kept * left / 1e9:.3g} GB of images and latents",
         ]
     )

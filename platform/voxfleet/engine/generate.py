@@ -27,13 +27,12 @@ from voxfleet.engine.dataset import write_dataset
 from voxfleet.engine.estimate import probe
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.registered import KEYS, PACKAGES, located_packages, shared_packages
 from voxfleet.engine.units import Ledger
 from voxfleet.engine.verify import forget_damaged
 from voxfleet.errors import GateError, UserError, WorkMissingError
-from voxfleet.packages import copy_package, fitting_autoencoder, read_package_config
-from voxfleet.tracking.record import resolve_model
+from voxfleet.packages import fitting_autoencoder, read_package_config
 
-_PACKAGES = ".voxfleet/packages"
 _KNOWN_COLUMNS = ["class", "index", "attempt", "reason"]  # all that a plan needs to know of what is there
 
 
@@ -53,16 +52,14 @@ def _run(config: GenerateConfig, downloads: str) -> None:
     plan = request.plan(ledger)
     _say_plan(config, request, plan)
     if config.dry_run:
-        with session(config.resources):
-            check_fits(config.resources, _decoders(config))
-            probe(request.crew(absolute_paths(located, *_paths(located)), plan, folder=None), plan)
+        _probe(request, downloads, plan)
         return
     if not config.verify and plan.done == plan.total == _rows_in_manifest(config.output):
         say(f"generate: {config.output} is complete, nothing to do")
         output.send_unsent()
         return
     with job_session(output, workers=True, more_workers=_decoders(config)) as tracker:
-        there = absolute_paths(_shared(located, downloads), *_paths(located))
+        there = _absolute(shared_packages(located, downloads, config.output))
         if config.verify:
             forget_damaged(there.output, ledger)
         plan = request.plan(ledger)  # another run may have worked here while this one waited for room
@@ -71,6 +68,19 @@ def _run(config: GenerateConfig, downloads: str) -> None:
         _check_complete(config, plan, tally)
         _remove_unfinished(there.output, ledger)
         write_dataset(there, request.model, request.inputs, ledger, tally, tracker)
+
+
+def _probe(request: "Request", downloads: str, plan: Plan) -> None:
+    """Say what all that ``plan`` lacks will take; nothing stays of it."""
+    config = request.config
+    lent = f"{config.output.rstrip('/')}.dry-run"  # beside the output, where a campaign may be at work
+    try:
+        with session(config.resources):
+            check_fits(config.resources, _decoders(config))
+            there = _absolute(shared_packages(config, downloads, lent))
+            probe(request.crew(there, plan, folder=None), plan)
+    finally:
+        storage.remove(lent)
 
 
 def _make(request: "Request", there: GenerateConfig, ledger: Ledger, plan: Plan) -> Tally:
@@ -111,7 +121,7 @@ def _missing(request: "Request", ledger: Ledger) -> str:
 def _remove_unfinished(folder: str, ledger: Ledger) -> None:
     """Remove what workers and drivers that were killed left half-written, or did not commit."""
     storage.remove(storage.join(folder, SCRATCH))
-    for name in (LEDGER, LATENTS, FIGURES, "", ".voxfleet", f"{_PACKAGES}/model", f"{_PACKAGES}/autoencoder"):
+    for name in (LEDGER, LATENTS, FIGURES, "", ".voxfleet", *(f"{PACKAGES}/{key}" for key in KEYS)):
         storage.remove_unfinished(storage.join(folder, name), older_s=0)
     shards = set(ledger.table(SCHEMA, ["latents"])["latents"].to_pylist())
     for name in storage.names(storage.join(folder, LATENTS)):
@@ -206,28 +216,8 @@ def _autoencoder(config: GenerateConfig, model: dict[str, Any]) -> dict[str, Any
     return fitting_autoencoder(config.autoencoder, model["autoencoder"], config.model)
 
 
-def located_packages(config: GenerateConfig, downloads: str) -> GenerateConfig:
-    """``config`` with the folders of registered packages, which are put below ``downloads`` where they must be."""
-    found: dict[str, Any] = {
-        key: resolve_model(uri, config.tracking, storage.join(downloads, key))
-        for key, uri in (("model", config.model), ("autoencoder", config.autoencoder))
-        if uri is not None
-    }
-    return dataclasses.replace(config, **found)
-
-
-def _shared(config: GenerateConfig, downloads: str) -> GenerateConfig:
-    """``config`` with packages that were downloaded to this machine put where all workers can read them."""
-    copied: dict[str, Any] = {
-        key: copy_package(folder, storage.join(config.output, _PACKAGES, key))
-        for key, folder in (("model", config.model), ("autoencoder", config.autoencoder))
-        if folder and folder.startswith(downloads)
-    }
-    return dataclasses.replace(config, **copied)
-
-
-def _paths(config: GenerateConfig) -> list[str]:
-    return ["output", "model", *(["autoencoder"] if config.autoencoder else [])]
+def _absolute(config: GenerateConfig) -> GenerateConfig:
+    return absolute_paths(config, "output", "model", *(["autoencoder"] if config.autoencoder else []))
 
 
 def _decoders(config: GenerateConfig) -> int:

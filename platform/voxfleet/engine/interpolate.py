@@ -4,7 +4,7 @@ Letters: n points, C channels, d/h/w voxels of a latent, D/H/W of a volume.
 """
 
 import dataclasses
-import functools
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -25,25 +25,34 @@ from voxfleet.engine.cluster import gpus_per_worker, ray_errors
 from voxfleet.engine.console import Progress
 from voxfleet.engine.job import absolute_paths, job_session
 from voxfleet.engine.output import Output
+from voxfleet.engine.registered import located_packages, shared_packages
 from voxfleet.errors import UserError
 from voxfleet.packages import fitting_autoencoder, load_autoencoder, load_model, read_package_config
 from voxfleet.report.figures import mosaic
 
 FIGURES, PICTURE = "interpolation.json", "interpolation.png"
-Latents = Callable[[Tensor, str], Tensor]  # weights (n,) and a device to (n, C, d, h, w) in the autoencoder's space
+# a configuration whose packages are at hand, weights (n,) and a device to (n, C, d, h, w) in the autoencoder's space
+Latents = Callable[[InterpolateConfig, Tensor, str], Tensor]
 
 
 def run(config: InterpolateConfig) -> None:
     """Make the volumes, the picture, and last the figures, which mark the folder as complete."""
-    there = absolute_paths(config, "output", "autoencoder", "model" if config.model else "data")
-    ends = Seeds(there) if config.model else Subjects(there)
-    autoencoder = fitting_autoencoder(there.autoencoder, ends.autoencoder, ends.uri)["fingerprint"]
+    with tempfile.TemporaryDirectory() as downloads:
+        _run(config, downloads)
+
+
+def _run(config: InterpolateConfig, downloads: str) -> None:
+    located = located_packages(config, downloads)
+    ends = Seeds(located) if config.model else Subjects(located)
+    autoencoder = fitting_autoencoder(located.autoencoder, ends.autoencoder, ends.uri)["fingerprint"]
     output = Output("interpolate", config.output, config, {ends.key: ends.digest, "autoencoder": autoencoder})
     if output.is_done(FIGURES):
         return
     latents = ends.latents()
     weights = torch.linspace(0, 1, config.points, dtype=torch.float64)
     with job_session(output, workers=True) as tracker:
+        shared = shared_packages(located, downloads, config.output)
+        there = absolute_paths(shared, "output", "autoencoder", *(["model"] if config.model else []))
         progress = Progress("interpolate", config.points, "volumes")
         volumes = _on_a_worker(there, latents, weights)
         points = _write_volumes(there.output, weights.tolist(), volumes, np.array(ends.geometry["affine"]))
@@ -98,7 +107,7 @@ class Seeds:
                 f"sampler.name is {sampler.name!r} (eta {sampler.eta:g}), which adds noise at each step, so there is "
                 "no way from one sample to another; use ddim with eta 0, or dpm-solver++"
             )
-        return functools.partial(between_seeds, self.config)
+        return between_seeds
 
 
 class Subjects:
@@ -126,7 +135,8 @@ class Subjects:
         """
         splits = read_index(self.uri, self._manifest, ("mu",)).values()
         mu = np.stack([self._mu(splits, subject) for subject in self.config.subjects or ()])
-        return functools.partial(between_subjects, mu, self._manifest.mean, self._manifest.std)
+        mean, std = self._manifest.mean, self._manifest.std
+        return lambda _, weights, device: between_subjects(mu, mean, std, weights, device)
 
     def _mu(self, splits: Collection[Index], subject: str) -> np.ndarray:
         for split in splits:
@@ -191,7 +201,7 @@ def _on_a_worker(config: InterpolateConfig, latents: Latents, weights: Tensor) -
 def _volumes(config: InterpolateConfig, latents: Latents, weights: Tensor, device: str) -> np.ndarray:
     torch.set_num_threads(config.resources.cpus_per_worker)
     autoencoder = load_autoencoder(config.autoencoder, device)
-    parts = latents(weights, device).split(config.batch_size)
+    parts = latents(config, weights, device).split(config.batch_size)
     return torch.cat([autoencoder.decode(part)[:, 0].float().cpu() for part in parts]).numpy()
 
 

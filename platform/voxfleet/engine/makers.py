@@ -17,6 +17,7 @@ from voxfleet.data.campaign import Sample
 from voxfleet.data.known import Known
 from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.metrics.latents import novelty
+from voxfleet.models.execution import padded
 from voxfleet.packages import load_autoencoder, load_model, resolve_decoding
 
 
@@ -73,9 +74,8 @@ class Drawer:
             mean, std = (
                 torch.tensor(v, device=latents.device).reshape(-1, 1, 1, 1) for v in (self._model.mean, self._model.std)
             )
-            found = novelty(((latents - mean) / std).flatten(1), *self._known)[
-                places
-            ]  # of all: one shape, the same bits
+            all_found = novelty(((latents - mean) / std).flatten(1), *self._known)  # of one shape: the same bits
+            found = all_found[places]
             checks = [{**check, "novelty": float(value)} for check, value in zip(checks, found, strict=True)]
         return {"latents": latents[places].float().cpu().numpy(), "made": {**self._how(), "checks": checks}}
 
@@ -116,8 +116,7 @@ class Decoder:
         places = [sample.place(self._making.batch_size) for sample in batch]
         parts = {}
         for number in sorted({place // size for place in places}):
-            part = latents[number * size : (number + 1) * size]
-            part = torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
+            part = padded(latents[number * size : (number + 1) * size], size)
             parts[number] = self._autoencoder.decode(part)[:, 0].permute(0, 3, 2, 1).contiguous().float().cpu().numpy()
         return {"volumes": np.stack([parts[place // size][place % size] for place in places])}
 

@@ -17,11 +17,13 @@ from voxfleet.data.quality import GateConfig
 from voxfleet.data.shards import read_shard, tensors
 from voxfleet.engine.campaign import making_of
 from voxfleet.engine.console import say
-from voxfleet.engine.generate import Request, located_packages
+from voxfleet.engine.generate import Request
 from voxfleet.engine.makers import Drawer, Maker, device_name
 from voxfleet.engine.output import JOB_FILE, LEDGER
+from voxfleet.engine.registered import located_packages
 from voxfleet.engine.units import Ledger
 from voxfleet.errors import GateError, UserError
+from voxfleet.packages import is_complete
 
 
 def run(config: RegenerateConfig) -> None:
@@ -44,6 +46,10 @@ def _run(config: RegenerateConfig, scratch: str) -> None:
     # the training latents need not be here: what is there was judged
     campaign = dataclasses.replace(campaign, tracking=config.tracking, gate=GateConfig())
     campaign = located_packages(campaign, scratch)
+    for key in ["model", *(["autoencoder"] if campaign.save.volumes else [])]:
+        folder = getattr(campaign, key)
+        if folder and not is_complete(folder):
+            raise UserError(f"the {key} of {config.dataset} is no longer at {folder}; say where, by --{key}")
     request = Request.of(campaign)
     for key, mark in request.inputs.items():
         if mark != record["inputs"][key]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHAPES = 64  # each batch size is compiled for itself; past PyTorch's own limit of 8, fullgraph would fail
@@ -46,6 +46,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of ``precision`` on ``device``."""
     dtype = PRECISIONS[resolve_precision(precision, device)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def padded(batch: Tensor, size: int) -> Tensor:
+    """``batch`` (at most ``size``, ...) filled up with its last element: in one shape, results are the same bits."""
+    return torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
 
 
 def for_inference(model: nn.Module, precision: str) -> nn.Module:
