@@ -7,12 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 from ray import cloudpickle
+from ray.exceptions import ObjectLostError, RayActorError
 
-from voxfleet.engine.pipeline import Pipeline, Stage
+from voxfleet.engine import pipeline as engine
+from voxfleet.engine.pipeline import Pipeline, Stage, _Pool
 from voxfleet.errors import UserError, WorkMissingError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -21,14 +25,15 @@ _DEADLINE_S = 120
 
 
 class Double:
-    """Makes an array of twice the number; leaves its process's id; stops for good at batches that are named."""
+    """Makes an array of twice the number; leaves its process's id; dies at batches that are named, ten times each."""
 
     def __init__(self, folder, deadly=()):
         self._folder, self._deadly = Path(folder), deadly
 
     def __call__(self, number):
         (self._folder / f"double-{os.getpid()}").touch()
-        if number in self._deadly:
+        if number in self._deadly and len(list(self._folder.glob(f"died-{number}-*"))) < 10:
+            (self._folder / f"died-{number}-{os.getpid()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if number < 0:
             raise UserError(f"{number} is negative; give 0 or more")
@@ -43,6 +48,9 @@ class Sum:
 
     def __call__(self, number, array):
         (self._folder / f"sum-{os.getpid()}").touch()
+        if (lost := self._folder / f"lose-{number}").exists():
+            lost.unlink()
+            raise ObjectLostError("0" * 56, None, "")  # as Ray does where the array is gone
         (self._folder / f"begun-{number}").touch()
         deadline = time.monotonic() + _DEADLINE_S
         while (self._folder / "wait").exists() and time.monotonic() < deadline:
@@ -123,8 +131,10 @@ def test_a_stage_rests_while_what_it_made_waits(tmp_path):
     asked = []
 
     def source():
+        if len(asked) == 100:
+            return None
         asked.append(len(asked))
-        return asked[-1] if len(asked) <= 100 else None
+        return asked[-1]
 
     with Pipeline(stages(tmp_path)) as pipeline:
         run = pipeline.run(source)
@@ -152,6 +162,7 @@ def test_a_batch_that_kills_every_worker_ends_the_work_with_a_line(tmp_path):
         pytest.raises(WorkMissingError, match="5 workers died at one batch"),
     ):
         list(pipeline.run(numbers(*range(5))))
+    assert len(list(tmp_path.glob("died-3-*"))) == 5
 
 
 def test_an_error_of_ours_comes_back_as_itself(tmp_path):
@@ -159,12 +170,14 @@ def test_an_error_of_ours_comes_back_as_itself(tmp_path):
         list(pipeline.run(numbers(1, -1)))
 
 
-def test_a_stage_without_room_ends_the_work_instead_of_waiting_for_ever(tmp_path):
-    first, second = stages(tmp_path)
-    crowded = Stage(**{**vars(first), "cpus": 1000.0})
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stage_without_room_ends_the_work_instead_of_waiting_for_ever(tmp_path, number):
+    both = stages(tmp_path)
+    both[number] = Stage(**{**vars(both[number]), "cpus": 1000.0})
+    name = both[number].name
     with (
-        Pipeline([crowded, second], wait_s=3) as pipeline,
-        pytest.raises(WorkMissingError, match=r"no worker of stage double has come up for 3 s.*1000 CPU"),
+        Pipeline(both, wait_s=3) as pipeline,
+        pytest.raises(WorkMissingError, match=rf"no worker of stage {name} has come up for 3 s.*1000 CPU"),
     ):
         list(pipeline.run(numbers(1)))
 
@@ -181,3 +194,95 @@ def test_a_pool_grows_while_it_works(tmp_path):
             if parcel.batch == 5:
                 pipeline.grow("sum", 3)
     assert pipeline.spent["sum"].calls == next(count)
+
+
+def test_a_batch_whose_data_is_lost_is_made_again_from_the_start(tmp_path):
+    (tmp_path / "lose-7").touch()
+    with Pipeline(stages(tmp_path)) as pipeline:
+        assert [parcel.result for parcel in pipeline.run(numbers(7))] == [(7, 14)]
+    assert pipeline.spent["double"].calls == 2
+
+
+def test_the_workers_of_the_last_stage_are_started_first(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(engine, "_Pool", lambda stage: started.append(stage.name))
+    Pipeline(stages(tmp_path))
+    assert started == ["sum", "double"]
+
+
+def is_gone(handle):
+    try:
+        ray.get(handle.up.remote())
+    except RayActorError:
+        return True
+    return False
+
+
+def test_no_worker_is_left_at_the_end(tmp_path):
+    with Pipeline(stages(tmp_path)) as pipeline:
+        list(pipeline.run(numbers(1)))
+        handles = [actor.handle for pool in pipeline._pools for actor in pool.actors]
+    assert len(handles) == 2
+    for handle in handles:
+        until(lambda handle=handle: is_gone(handle))
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Two actors that are started; killed at the end."""
+    pool = _Pool(stages(tmp_path, doubles=2)[0])
+    handles = [actor.handle for actor in pool.actors]
+    yield pool
+    for handle in {*handles, *(actor.handle for actor in pool.actors)}:
+        ray.kill(handle)
+
+
+def arrive(pool):
+    """Take in all that the pool expects."""
+    for ref in list(pool.expected):
+        ray.wait([ref], fetch_local=False)
+        pool.arrived(ref)
+
+
+def test_a_worker_that_lost_a_call_gets_no_other_before_it_is_up_again(pool):
+    assert pool.free() is None
+    arrive(pool)
+    for actor in pool.actors:
+        actor.calls = 2
+    assert pool.free() is None
+    lost = pool.actors[1]
+    pool.lost(lost)
+    assert pool.free() is None
+    arrive(pool)
+    assert pool.free() is lost
+    pool.lost(lost)  # its second call
+    arrive(pool)
+    assert lost.calls == 0
+
+
+def test_a_worker_that_will_never_be_up_is_replaced_where_the_pool_grows(pool):
+    arrive(pool)
+    gone, other = pool.actors
+    ray.kill(gone.handle)
+    until(lambda: is_gone(gone.handle))
+    pool.lost(gone)
+    arrive(pool)
+    assert pool.actors == [other]
+    pool.grow(2)
+    arrive(pool)
+    assert [actor.up for actor in pool.actors] == [True, True]
+
+
+def test_a_stage_may_be_without_a_worker_for_a_while(pool, monkeypatch):
+    now = [pool._up_at]
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    arrive(pool)
+    now[0] += 100
+    pool.check(60)
+    for actor in pool.actors:
+        pool.lost(actor)
+    now[0] += 59
+    pool.check(60)
+    now[0] += 2
+    with pytest.raises(WorkMissingError, match="no worker of stage double has come up for 60 s"):
+        pool.check(60)
