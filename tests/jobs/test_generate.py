@@ -260,6 +260,14 @@ def test_verify_makes_again_what_is_missing_or_damaged_and_nothing_else(workspac
     assert "0 are missing or damaged" in capsys.readouterr().err
 
 
+def test_a_campaign_that_was_killed_after_its_last_sample_gets_its_manifest(workspace, both, tmp_path):
+    out = shutil.copytree(both, tmp_path / "out")
+    (out / "manifest.parquet").unlink()
+    assert workspace.run("generate", "--output", str(out), *MORE, "--save.latents", "true") == 0
+    check_whole(out, 5)
+    assert hashes(out) == hashes(both)
+
+
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, capsys):
     more = ["--output", str(tmp_path / "out"), "--campaign.samples", "{HC: 40, TLE: 20}"]
     assert workspace.run("generate", *more, "--dry-run") == 0
