@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voxfleet.metrics.anatomy import symmetry
+
 _BRAIN_LEVEL = 0.2
 _BRIGHT_LEVEL = 0.3
-_FLAT = 1e-10  # a smaller variance is rounding
 CHECKS = ("brain_mean", "p99", "brain_ml", "bright_voxels", "symmetry", "finite")
 
 
@@ -79,7 +80,7 @@ def volume_checks(data: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, fl
         "p99": _p99(data, brain),
         "brain_ml": brain.size * math.prod(spacing_mm) / 1000,
         "bright_voxels": float(np.count_nonzero(data > _BRIGHT_LEVEL)),
-        "symmetry": _symmetry(data),
+        "symmetry": symmetry(data),
         "finite": float(finite),
     }
 
@@ -100,11 +101,3 @@ def limits(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     if not rows:
         raise ValueError("rows is empty: limits need at least one volume")
     return {name: [min(row[name] for row in rows), max(row[name] for row in rows)] for name in rows[0]}
-
-
-def _symmetry(data: np.ndarray) -> float:
-    centred = data - data.mean(dtype=np.float64).astype(data.dtype)  # the mirror image has the same mean and variance
-    variance = float((centred * centred).sum(dtype=np.float64))
-    if variance <= _FLAT * data.size:
-        return 0.0
-    return float((centred * centred[::-1]).sum(dtype=np.float64)) / variance

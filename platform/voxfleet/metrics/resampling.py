@@ -1,0 +1,106 @@
+"""Figures that compare two sets: their intervals, and what two real sets give at the same size.
+
+A distance is a function of two weightings of one pool of volumes: how often each counts as one of the first set, and of
+the second. Resampling draws weightings, so that what costs time, distances between volumes, is computed once.
+Letters: N volumes of the pool.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from voxfleet.metrics.statistics import Interval, bootstrap
+
+Distance = Callable[[np.ndarray, np.ndarray], float]
+_TAILS = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure between the real and the synthetic set, both of as many subjects.
+
+    Attributes:
+        found: real against synthetic.
+        floor: real against real, the mean and spread over halves.
+    """
+
+    found: Interval
+    floor: Interval
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The volumes of both sets.
+
+    Attributes:
+        subjects: a number for each volume's subject, (N,): those of one are drawn together.
+        real, synthetic: rows of the two sets.
+    """
+
+    subjects: np.ndarray
+    real: np.ndarray
+    synthetic: np.ndarray
+
+    def only(self, chosen: np.ndarray) -> "Pool":
+        """The pool without the volumes that are not ``chosen`` (N,); rows stay what they are."""
+        real, synthetic = (rows[chosen[rows]] for rows in (self.real, self.synthetic))
+        return Pool(self.subjects, real, synthetic)
+
+    @property
+    def n(self) -> int:
+        """Subjects on each side: all synthetic ones, or as many as half of the real."""
+        real, synthetic = (len(np.unique(self.subjects[rows])) for rows in (self.real, self.synthetic))
+        return min(real // 2, synthetic)
+
+    def weights(self, rows: np.ndarray, of_rows: np.ndarray) -> np.ndarray:
+        """(N,): ``of_rows`` at ``rows``, and 0 elsewhere."""
+        weights = np.zeros(len(self.subjects))
+        weights[rows] = of_rows
+        return weights
+
+
+def compare(distance: Distance, pool: Pool, *, repeats: int, seed: int) -> Comparison:
+    """``distance`` between the sets, its bootstrap interval, and the same between halves of the real set.
+
+    Value and floor are means over draws, without replacement, of ``pool.n`` subjects a side: many distances depend on
+    that number.
+
+    Raises:
+        ValueError: if there are fewer than 4 real or 2 synthetic subjects.
+    """
+    n, rng = pool.n, np.random.default_rng(seed)
+    if n < 2:
+        raise ValueError("there are fewer than 4 real or 2 synthetic subjects; more are needed")
+    real, synthetic = (np.unique(pool.subjects[rows]) for rows in (pool.real, pool.synthetic))
+
+    def between(first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> float:
+        drawn = ((pool.real, first), (rows, second))
+        return distance(*(pool.weights(r, np.isin(pool.subjects[r], subjects)) for r, subjects in drawn))
+
+    def half(subjects: np.ndarray) -> np.ndarray:
+        return rng.choice(subjects, n, replace=False)
+
+    value = float(np.mean([between(half(real), half(synthetic), pool.synthetic) for _ in range(repeats)]))
+    mixed = [half_and_half(real, n, rng) for _ in range(repeats)]
+    halves = [between(first, second, pool.real) for first, second in mixed]
+    whole = bootstrap(
+        lambda a, b: distance(pool.weights(pool.real, a), pool.weights(pool.synthetic, b)),
+        pool.subjects[pool.real],
+        pool.subjects[pool.synthetic],
+        repeats=repeats,
+        seed=seed,
+        recentre=True,
+    )
+    shift = value - whole.value  # of sets as large as they are, to sets of n
+    low, high = np.quantile(halves, _TAILS)
+    return Comparison(
+        found=Interval(value, whole.low + shift, whole.high + shift, n),
+        floor=Interval(float(np.mean(halves)), float(low), float(high), n),
+    )
+
+
+def half_and_half(subjects: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two times ``n`` of ``subjects``, none in both."""
+    mixed = rng.permutation(subjects)
+    return mixed[:n], mixed[n : 2 * n]

@@ -1,0 +1,78 @@
+"""Figures that compare two sets at one size, with an interval and what real sets give."""
+
+import numpy as np
+import pytest
+
+from voxfleet.metrics.resampling import Pool, compare, half_and_half
+
+_REPEATS = 100
+
+
+def pool_of(real, synthetic):
+    n = real + synthetic
+    return Pool(np.arange(n), np.arange(real), np.arange(real, n))
+
+
+def mean_difference(values):
+    return lambda a, b: float(abs(b @ values / b.sum() - a @ values / a.sum()))
+
+
+def compared(values, pool):
+    return compare(mean_difference(values), pool, repeats=_REPEATS, seed=0)
+
+
+def test_a_set_like_the_real_one_lies_on_the_floor_and_another_above():
+    rng = np.random.default_rng(0)
+    pool = pool_of(80, 40)
+    values = rng.standard_normal(120)
+    same = compared(values, pool)
+    other = compared(values + 2 * (np.arange(120) >= 80), pool)
+    assert same.found.n == same.floor.n == 40
+    assert same.found.low <= same.floor.high
+    assert other.found.low > 2 * other.floor.high
+    assert other.found.low < other.found.value < other.found.high
+    assert other.found.value == pytest.approx(2, abs=0.4)
+    assert same.floor == other.floor
+
+
+def test_both_are_compared_at_the_size_of_half_the_real_set():
+    assert pool_of(30, 500).n == 15
+    assert pool_of(500, 30).n == 30
+    drawn = []
+
+    def distance(a, b):
+        drawn.append((a.sum(), b.sum()))
+        return 0.0
+
+    compare(distance, pool_of(30, 50), repeats=20, seed=0)
+    assert drawn[:40] == [(15, 15)] * 40  # values and halves; then the bootstrap, of all
+    assert set(drawn[40:]) == {(30, 50)}
+
+
+def test_volumes_of_a_subject_are_drawn_together():
+    subjects = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6])
+    pool = Pool(subjects, np.arange(8), np.arange(8, 11))
+
+    def distance(a, b):
+        assert (a[:8:2] == a[1:8:2]).all()
+        assert (b[:8:2] == b[1:8:2]).all()
+        assert not (a * b).any()
+        return 0.0
+
+    compare(distance, pool, repeats=20, seed=0)
+
+
+def test_a_class_of_the_pool_keeps_its_rows():
+    pool = pool_of(6, 4).only(np.arange(10) % 2 == 0)
+    assert pool.real.tolist() == [0, 2, 4]
+    assert pool.synthetic.tolist() == [6, 8]
+
+
+def test_halves_share_nobody():
+    first, second = half_and_half(np.arange(10), 4, np.random.default_rng(0))
+    assert len(set(first) | set(second)) == 8
+
+
+def test_too_few_subjects_are_refused():
+    with pytest.raises(ValueError, match="fewer than 4 real or 2 synthetic"):
+        compared(np.zeros(5), pool_of(3, 2))
