@@ -170,16 +170,22 @@ def test_an_error_of_ours_comes_back_as_itself(tmp_path):
         list(pipeline.run(numbers(1, -1)))
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_stage_without_room_ends_the_work_instead_of_waiting_for_ever(tmp_path, number):
-    both = stages(tmp_path)
-    both[number] = Stage(**{**vars(both[number]), "cpus": 1000.0})
-    name = both[number].name
+def test_a_stage_without_room_ends_the_work_instead_of_waiting_for_ever(tmp_path):
+    first, second = stages(tmp_path)
+    crowded = Stage(**{**vars(first), "cpus": 1000.0})
     with (
-        Pipeline(both, wait_s=3) as pipeline,
-        pytest.raises(WorkMissingError, match=rf"no worker of stage {name} has come up for 3 s.*1000 CPU"),
+        Pipeline([crowded, second], wait_s=3) as pipeline,
+        pytest.raises(WorkMissingError, match=r"no worker of stage double has come up for 3 s.*1000 CPU"),
     ):
         list(pipeline.run(numbers(1)))
+
+
+def test_every_stage_is_looked_at(tmp_path, monkeypatch):
+    looked = set()
+    monkeypatch.setattr(_Pool, "check", lambda pool, wait_s: looked.add((pool.stage.name, wait_s)))
+    with Pipeline(stages(tmp_path), wait_s=7) as pipeline:
+        list(pipeline.run(numbers(1)))
+    assert looked == {("double", 7), ("sum", 7)}
 
 
 def test_a_pool_grows_while_it_works(tmp_path):
