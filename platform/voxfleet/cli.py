@@ -46,7 +46,12 @@ JOBS = {
     ),
     "decode": Job("generation.DecodeConfig", "decode", "decode latent shards to volumes"),
     "interpolate": Job("generation.InterpolateConfig", "interpolate", "show the way between two samples or subjects"),
-    "evaluate": Job("EvaluateConfig", "evaluate", "compare synthetic with real volumes on one page"),
+    "evaluate": Job(
+        "evaluation.EvaluateConfig", "evaluate", "compare synthetic with real volumes: figures, gate, page"
+    ),
+    "classify": Job(
+        "classification.ClassifyConfig", "classify", "train classifiers on real and synthetic volumes, test on people"
+    ),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
 }

@@ -23,6 +23,7 @@ from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import SamplerConfig, sample, sampler_table
 from voxfleet.errors import UserError
 from voxfleet.models import DiT3D, DiT3DConfig
+from voxfleet.models.classifier import Classifier, ClassifierConfig, build_classifier
 from voxfleet.models.execution import (
     MODES,
     PRECISIONS,
@@ -44,7 +45,7 @@ def fingerprint(weights: bytes, architecture: Mapping[str, Any]) -> str:
 
 
 def write_package(folder: str, kind: str, weights: dict[str, Tensor], document: dict[str, Any]) -> str:
-    """Write a package of ``kind`` ("model" or "autoencoder") and return its fingerprint.
+    """Write a package of ``kind`` ("model", "autoencoder" or "classifier") and return its fingerprint.
 
     ``document`` holds the architecture under "architecture", and whatever else use of the model needs. The
     configuration is written last: a folder without it is unfinished.
@@ -304,7 +305,64 @@ def load_model(
     )
 
 
-def architecture(config: DiT3DConfig | AutoencoderConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ClassifierBundle:
+    """A loaded classifier, and what its answers mean.
+
+    ``model.trunk`` gives feature maps, which a class activation map is made of.
+    """
+
+    model: Classifier
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    geometry: dict[str, Any]
+    fingerprint: str
+
+    @torch.inference_mode()
+    def predict(self, volumes: Tensor) -> Tensor:
+        """Probabilities (B, classes) of volumes (B, 1, D, H, W) in [0, 1].
+
+        Raises:
+            ValueError: if the volumes have another shape than those of the training.
+        """
+        return self.model(self._checked(volumes)).softmax(dim=1)
+
+    @torch.inference_mode()
+    def features(self, volumes: Tensor) -> Tensor:
+        """Features (B, F), as the last layer sees them, of volumes (B, 1, D, H, W) in [0, 1].
+
+        Raises:
+            ValueError: as ``predict``.
+        """
+        return self.model.features(self._checked(volumes))
+
+    def _checked(self, volumes: Tensor) -> Tensor:
+        if volumes.shape[1:] != (1, *self.shape):
+            raise ValueError(
+                f"volumes have shape {tuple(volumes.shape)}; it must be (B, {', '.join(map(str, (1, *self.shape)))})"
+            )
+        return volumes.to(self.model.head.weight.device, torch.float32)
+
+
+def load_classifier(folder: str, device: str | torch.device = "cpu") -> ClassifierBundle:
+    """Load a classifier package.
+
+    Raises:
+        UserError: if the package is missing or damaged.
+    """
+    document = read_package_config(folder, "classifier")
+    model = build_classifier(ClassifierConfig(**_tuples(document["architecture"])))
+    _read_weights(folder, document, model)
+    return ClassifierBundle(
+        model=model.eval().to(device),
+        classes=tuple(document["classes"]),
+        shape=tuple(document["shape"]),
+        geometry=document["geometry"],
+        fingerprint=document["fingerprint"],
+    )
+
+
+def architecture(config: DiT3DConfig | AutoencoderConfig | ClassifierConfig) -> dict[str, Any]:
     """A model's configuration as JSON holds it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 

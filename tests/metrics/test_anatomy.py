@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, shift
 
 from voxfleet.metrics.anatomy import (
+    MEASURES,
     asymmetry,
     brain_mask,
     cnr,
@@ -18,6 +19,7 @@ from voxfleet.metrics.anatomy import (
     symmetry,
     tissue_classes,
     tissue_volumes,
+    ventricles,
 )
 
 SPACING = (2.0, 2.0, 2.5)
@@ -43,6 +45,14 @@ def test_tissues_of_a_phantom_are_found(noise):
     expected = [np.count_nonzero(truth == tissue) * 0.01 for tissue in (1, 2, 3)]
     assert list(volumes) == ["csf_ml", "grey_ml", "white_ml"]
     np.testing.assert_allclose(list(volumes.values()), expected, rtol=0.01)
+
+
+def test_ventricles_are_the_fluid_deep_inside():
+    _, truth = phantom()
+    middle = np.s_[12:20, 14:22, 11:19]
+    assert ventricles(truth, SPACING) == pytest.approx(np.count_nonzero(truth[middle] == 1) * 0.01)
+    assert np.count_nonzero(truth == 1) > 2 * np.count_nonzero(truth[middle] == 1)  # there is more fluid outside
+    assert ventricles(truth, [edge / 2 for edge in SPACING]) == 0  # at half the size nothing is so deep
 
 
 def test_tissues_do_not_depend_on_the_gain():
@@ -88,7 +98,7 @@ def test_sharpness_is_the_gradient_per_mm():
 def test_blur_and_noise_are_told_apart():
     volume, _ = phantom(0.02)
     plain = measures(volume, SPACING)
-    assert list(plain) == ["csf_ml", "grey_ml", "white_ml", "cnr", "symmetry", "sharpness"]
+    assert tuple(plain) == MEASURES
     blurred = measures(gaussian_filter(volume, 1), SPACING)
     noisy = measures(phantom(0.06)[0], SPACING)
     assert blurred["sharpness"] < 0.8 * plain["sharpness"]

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from voxfleet.metrics.neighbours import nearest
-from voxfleet.metrics.privacy import copies, coverage_of_subjects, distance_ratio, membership, nearness
+from voxfleet.metrics.privacy import (
+    copies,
+    coverage_of_subjects,
+    distance_ratio,
+    membership,
+    nearness,
+    preference,
+)
 
 D = 48  # features
 
@@ -158,3 +165,39 @@ def test_limits_that_mean_nothing_are_refused():
     for pair in (([], [1]), ([1], []), ([[1]], [1])):
         with pytest.raises(ValueError, match="subjects are"):
             coverage_of_subjects(*pair)
+
+
+def far(samples, people, blur=0.0):
+    """Distances of samples, drawn to the mean, to people."""
+    return np.linalg.norm((1 - blur) * samples[:, None] - people, axis=2)
+
+
+@pytest.mark.parametrize("blur", [0, 0.8])
+def test_new_samples_prefer_nobody_however_blurred_they_are(blur):
+    alarms = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        training, held_out, new = (rng.standard_normal((n, 20)) for n in (60, 25, 100))
+        alarms += preference(far(new, training, blur), far(new, held_out, blur), repeats=100).p_value < 0.05
+    assert alarms <= 3
+
+
+@pytest.mark.parametrize("blur", [0, 0.5])
+def test_samples_made_of_training_people_prefer_them(blur):
+    rng = np.random.default_rng(0)
+    training, held_out = (rng.standard_normal((n, 20)) for n in (60, 25))
+    made = training[rng.integers(60, size=200)] + 0.5 * rng.standard_normal((200, 20))
+    found = preference(far(made, training, blur), far(made, held_out, blur))
+    assert found.share > 0.6
+    assert found.p_value < 0.01
+
+
+def test_ties_are_no_preference():
+    found = preference(np.ones((3, 4)), np.ones((3, 5)), repeats=10)
+    assert (found.share, found.p_value) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (2, 4)), ((3,), (3, 4)), ((3, 0), (3, 4))])
+def test_distances_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"give \(n, m\) and \(n, k\)"):
+        preference(*(np.ones(shape) for shape in shapes))

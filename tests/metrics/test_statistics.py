@@ -218,3 +218,15 @@ def test_wilson_holds_the_proportions_that_a_score_test_does_not_reject():
         interval = wilson(successes, n)
         for end in (interval.low, interval.high):
             assert abs(successes / n - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_no_resample_is_of_one_subject_alone():
+    distinct = []
+
+    def statistic(weights):
+        distinct.append(np.count_nonzero(weights))
+        return 0.0
+
+    bootstrap(statistic, np.arange(3), repeats=200)
+    assert min(distinct) == 2
+    bootstrap(statistic, np.zeros(4, int), repeats=2)  # there is no other

@@ -14,15 +14,16 @@ _BRAIN = 0.1  # the darkest fluid lies above, what a decoder leaves around a hea
 _BINS = 256  # of the histogram that the tissues are told by
 _FLAT = 1e-10  # a smaller variance is rounding
 _FLOOR = 1e-12  # of the largest power: what lies below is rounding
+_DEEP_MM = 15
 CSF, GREY, WHITE = 1, 2, 3
-MEASURES = ("csf_ml", "grey_ml", "white_ml", "cnr", "symmetry", "sharpness")
+MEASURES = ("csf_ml", "grey_ml", "white_ml", "ventricles_ml", "cnr", "symmetry", "sharpness")
 
 
 def measures(volume: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
     """All figures below that need no labels, by name.
 
     Returns:
-        ``csf_ml``, ``grey_ml``, ``white_ml``, ``cnr``, ``symmetry`` and ``sharpness``.
+        ``csf_ml``, ``grey_ml``, ``white_ml``, ``ventricles_ml``, ``cnr``, ``symmetry`` and ``sharpness``.
 
     Raises:
         ValueError: if it is no volume, not finite, or shows no brain of three tissues.
@@ -30,6 +31,7 @@ def measures(volume: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float
     classes = tissue_classes(volume)
     return {
         **tissue_volumes(classes, spacing_mm),
+        "ventricles_ml": ventricles(classes, spacing_mm),
         "cnr": cnr(volume, classes),
         "symmetry": symmetry(volume),
         "sharpness": sharpness(volume, classes > 0, spacing_mm),
@@ -96,6 +98,23 @@ def tissue_volumes(classes: np.ndarray, spacing_mm: Sequence[float]) -> dict[str
     voxel_ml = math.prod(_spacing(spacing_mm)) / 1000
     names = {"csf_ml": CSF, "grey_ml": GREY, "white_ml": WHITE}
     return {name: float(np.count_nonzero(classes == tissue) * voxel_ml) for name, tissue in names.items()}
+
+
+def ventricles(classes: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Fluid that lies more than 15 mm below the surface of the brain (ml): the ventricles, with what is near them.
+
+    Args:
+        classes: map of ``tissue_classes``.
+        spacing_mm: voxel size.
+
+    Raises:
+        ValueError: as ``tissue_volumes``.
+    """
+    _check_volume(classes)
+    spacing = _spacing(spacing_mm)
+    depth = ndimage.distance_transform_edt(classes > 0, sampling=spacing)
+    inside = (classes == CSF) & (depth > _DEEP_MM)
+    return float(np.count_nonzero(inside) * math.prod(spacing) / 1000)
 
 
 def cnr(volume: np.ndarray, classes: np.ndarray) -> float:

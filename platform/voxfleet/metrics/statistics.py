@@ -91,8 +91,12 @@ def _subject_numbers(sample: npt.ArrayLike) -> np.ndarray:
 
 
 def _weights(numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each row is drawn; one subject alone, in whom nothing varies, is drawn again."""
     subjects = int(numbers.max()) + 1
-    return np.bincount(rng.integers(subjects, size=subjects), minlength=subjects)[numbers]
+    drawn = np.zeros(subjects, dtype=np.int64)
+    while np.count_nonzero(drawn) < min(2, subjects):
+        drawn = np.bincount(rng.integers(subjects, size=subjects), minlength=subjects)
+    return drawn[numbers]
 
 
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
