@@ -73,6 +73,7 @@ def values(points, name):
     return {point["step"]: point[name] for point in points if name in point}
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_kept_or_streamed_gives_the_same_losses_and_everything_is_logged(train, tmp_path):
     """The last batch of an epoch has one sample: the other workers have none, and the mean is still exact.
 

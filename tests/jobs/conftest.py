@@ -32,10 +32,16 @@ TINY = {
         *["--campaign.samples", "3", "--sampler.steps", "4", "--batch_size", "2"],
         *["--gate.limits", "false"],  # three epochs teach nobody what a head is
     ],
-    "evaluate": [],
+    "evaluate": [
+        *["--release.enforce", "false", "--repeats", "20", "--features.efficientnet", "false"],  # few and poor volumes
+    ],
 }
 EXTRA = {  # jobs that are no part of the path
     "decode": [],
+    "classify": [
+        *["--model.width", "0.25", "--model.depth", "0.1", "--training.epochs", "1"],
+        *["--folds", "2", "--mix", "[50]"],
+    ],
     "interpolate": ["--sampler.steps", "4", "--points", "3"],
     "tune": [
         *["--model.input_size", "[8,10,8]", "--model.hidden_size", "24", "--model.num_heads", "2"],

@@ -71,6 +71,7 @@ def test_latent_shards_hold_the_latents_of_the_volumes(workspace, both, tmp_path
         first, second = (nib.load(path) for path in (both / row["file"], decoded[row["sample_id"]]))
         np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), atol=1e-4)
         np.testing.assert_array_equal(first.affine, second.affine)
+    assert {row["source"]: row["class"] for row in rows_of(out)} == {r["sample_id"]: r["class"] for r in rows_of(both)}
 
 
 @pytest.mark.parametrize("name", ["both", "decoded"])

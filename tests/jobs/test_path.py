@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import html
 import json
 import re
 import subprocess
@@ -159,6 +160,14 @@ def test_the_page_is_self_contained_and_shows_every_figure(workspace):
     assert not re.search(r'(src|href)="(?!data:)', page)
     figures = json.loads((workspace.demo / "report" / "figures.json").read_text())
     assert f"{figures['psnr']:.1f} dB" in page
+    found = figures["sets"]["synthetic"]["figures"]
+    assert found["finite"]["passed"]
+    assert found["place"]["found"]["value"] == pytest.approx(0, abs=1e-3)
+    for figure in found.values():
+        assert figure["name"] in html.unescape(page)
+        assert figure["reason"] or f"{figure['found']['value']:.3g}" in page
+    stamp = json.loads((workspace.demo / "synthetic" / "release.json").read_text())
+    assert stamp["release"] == figures["sets"]["synthetic"]["release"]
     for png in (workspace.demo / "report").glob("*.png"):
         assert png.read_bytes().startswith(b"\x89PNG")
     assert len(list((workspace.demo / "report").glob("*.png"))) == page.count("<img")

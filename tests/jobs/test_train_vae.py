@@ -30,6 +30,7 @@ def train_vae(workspace, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_two_workers_train_all_terms_as_one_does(train_vae):
     """With two workers the adversary's gradients are averaged too, from the first step on and from its start on."""
     points = []

@@ -37,6 +37,7 @@ def tune(workspace, tmp_path, empty_database):
     return run
 
 
+@pytest.mark.slow
 def test_a_search_leaves_ranked_trials_a_configuration_a_page_and_one_record_each(tune, tmp_path, workspace, capfd):
     """One of its trials cannot be trained; asked again it has nothing to do, asked for more it goes on."""
     folder = tmp_path / "out" / "quick"

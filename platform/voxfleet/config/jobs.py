@@ -292,33 +292,6 @@ class TuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Compare synthetic with real volumes: figures, pictures and one page.
-
-    Args:
-        output: folder of the pictures and figures.
-        page: the HTML page; null puts it into the output folder.
-        volumes: folder of the real volume shards.
-        autoencoder: folder of the autoencoder package.
-        synthetic: folder of the synthetic dataset.
-        runs: folders of training runs whose loss curves are shown.
-        commands: lines shown as the commands that made what is compared.
-        resources: where the job runs.
-        tracking: where its record goes.
-    """
-
-    output: str
-    volumes: str
-    autoencoder: str
-    synthetic: str
-    page: str | None = None
-    runs: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelSummaryConfig:
     """Show a DiT3D's tokens, windows, parameters and FLOPs.
 

@@ -17,6 +17,7 @@ from voxfleet.data.quality import Limits, verdict, volume_checks
 
 MANIFEST, REJECTED = "manifest.parquet", "rejected.parquet"
 LATENTS, FIGURES, SUMMARY = "latents", "figures", "summary.json"
+RELEASE = "release.json"  # what evaluate says of the set
 SCRATCH = ".voxfleet/unfinished"
 
 
@@ -173,7 +174,14 @@ def dataset_files(rows: pa.Table, classes: Sequence[str], model: str, autoencode
         for subject, group in zip(subjects, rows["class"].to_pylist(), strict=True)
     ]
     levels = {name: f"asked for as class {name}" for name in classes}
-    hidden = (MANIFEST, REJECTED, SUMMARY, LATENTS, FIGURES)  # with a slash the validator does not see the folders
+    hidden = (
+        MANIFEST,
+        REJECTED,
+        SUMMARY,
+        RELEASE,
+        LATENTS,
+        FIGURES,
+    )  # with a slash the validator does not see the folders
     return {
         "README.md": _README.encode(),
         ".bidsignore": "".join(f"{name}\n" for name in hidden).encode(),

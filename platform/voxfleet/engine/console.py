@@ -60,7 +60,7 @@ class Progress:
         sys.stderr.flush()
 
     def _rate(self, now: float) -> float:
-        return (self._done - self._first) / max(now - (self._first_at or now), 1e-9)
+        return (self._done - self._first) / max(now - self._first_at, 1e-9) if self._first_at is not None else 0.0
 
     def finish(self, summary: str) -> None:
         """Replace the progress line by the summary of the stage."""

@@ -16,7 +16,7 @@ from voxfleet.config.generation import DecodeConfig
 from voxfleet.data import bids, nifti
 from voxfleet.data.latents import COLUMNS
 from voxfleet.data.shards import Manifest, read_manifest, read_shard, table_bytes, tensors
-from voxfleet.data.synthetic import MANIFEST, SCRATCH, sidecar_file
+from voxfleet.data.synthetic import MANIFEST, RELEASE, SCRATCH, sidecar_file
 from voxfleet.engine.cluster import gpus_per_worker
 from voxfleet.engine.console import Progress
 from voxfleet.engine.job import absolute_paths, job_session
@@ -62,7 +62,7 @@ def _run(config: DecodeConfig, downloads: str) -> None:
             arguments=(there, gpus > 0, latents.geometry["affine"]),
             weight=len,
         )
-        rows = [row for unit in units.values() for row in unit]
+        rows = [{**row, "class": latents.classes[row["label"]]} for unit in units.values() for row in unit]
         storage.remove(storage.join(there.output, SCRATCH))
         _write_dataset(there, latents, rows)
         tracker.log_metrics([{"volumes": len(rows)}])
@@ -145,12 +145,12 @@ class Decoding:
 
 def _write_dataset(config: DecodeConfig, latents: Manifest, rows: Rows) -> None:
     """The files about the dataset, the manifest last."""
-    people = {row["file"].partition("/")[0]: latents.classes[row["label"]] for row in rows}
+    people = {row["file"].partition("/")[0]: row["class"] for row in rows}
     participants = [{"participant_id": subject, "group": group} for subject, group in people.items()]
     levels = {name: f"latents of class {name}" for name in latents.classes}
     files = {
         "README.md": _README.encode(),
-        ".bidsignore": f"{MANIFEST}\n".encode(),
+        ".bidsignore": f"{MANIFEST}\n{RELEASE}\n".encode(),
         "participants.tsv": bids.participants_tsv(participants),
         "participants.json": bids.json_bytes({"group": {"Description": "class of the latent", "Levels": levels}}),
         "dataset_description.json": bids.dataset_description(

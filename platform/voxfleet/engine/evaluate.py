@@ -1,4 +1,4 @@
-"""The evaluate job: real, reconstructed and synthetic volumes side by side, with sanity figures, on one page."""
+"""The evaluate job: real and synthetic volumes compared by figures, a release gate, and one page."""
 
 from typing import Any
 
@@ -6,73 +6,97 @@ import numpy as np
 import ray
 import torch
 
-from voxfleet import storage
-from voxfleet.config.jobs import EvaluateConfig
-from voxfleet.data import nifti
-from voxfleet.data.index import read_index
-from voxfleet.data.shards import Manifest, read_manifest, read_shard
-from voxfleet.data.synthetic import MANIFEST as SYNTHETIC_MANIFEST
-from voxfleet.engine.cluster import ray_errors
+from voxfleet import __version__, storage
+from voxfleet.config.evaluation import EvaluateConfig
+from voxfleet.data.sets import VolumeSet, open_set
+from voxfleet.data.synthetic import MANIFEST, RELEASE
+from voxfleet.engine.cluster import gpus_per_worker, ray_errors
+from voxfleet.engine.comparison import Figure
 from voxfleet.engine.console import Progress, say
-from voxfleet.engine.ingest import open_splits
-from voxfleet.engine.job import absolute_paths, job_session
-from voxfleet.engine.output import Output, digest
-from voxfleet.errors import UserError
-from voxfleet.metrics.cohort import mean_correlation, outside_range, pairwise_difference, tissue_counts
+from voxfleet.engine.job import job_session
+from voxfleet.engine.measures import (
+    EFFICIENTNET,
+    INCEPTION,
+    Measured,
+    Measurer,
+    Measuring,
+    read_measured,
+    slice_positions,
+    units,
+)
+from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.units import Ledger, Pool, run_units
+from voxfleet.engine.verdict import Verdict, judge
+from voxfleet.errors import GateError, UserError
 from voxfleet.metrics.image import psnr, ssim
-from voxfleet.packages import load_autoencoder, read_package_config
+from voxfleet.metrics.statistics import Interval
+from voxfleet.packages import autoencoder_config, load_autoencoder, load_classifier, read_package_config
 from voxfleet.report.figures import loss_curves, mosaic
 from voxfleet.report.page import Check, Page, Picture
 from voxfleet.tracking.base import Tracker
 
 FIGURES = "figures.json"
+REAL = "real"
 _SHOWN = 6  # volumes of a class in a mosaic
-_SLACK = 0.15
-_READ_AT_ONCE = 64  # images of one task
+_PAIRS = 3  # nearest pairs that are shown
+_REBUILT = 64  # test volumes, at most
 _REBUILT_AT_ONCE = 4  # a batch of one would take PyTorch's slow convolution on a CPU
+_LEAST_PSNR = 25
 
 
 def run(config: EvaluateConfig) -> None:
-    """Measure, draw and write the page."""
-    there = absolute_paths(config, "output", "volumes", "autoencoder", "synthetic")
-    manifest = read_manifest(there.volumes, "volumes")
-    package = read_package_config(there.autoencoder, "autoencoder")
-    rows = _synthetic_rows(there.synthetic)
-    compared = {
-        "volumes": manifest.digest,
-        "autoencoder": package["fingerprint"],
-        "synthetic": digest([row["sha256"] for row in rows]),
-    }
+    """Measure, compare, draw and write the page.
+
+    Raises:
+        GateError: if a set must not be released.
+    """
+    sets = _open_sets(config)
+    package = read_package_config(config.autoencoder, "autoencoder")
+    compared = {name: volumes.digest for name, volumes in sets.items()} | {"autoencoder": package["fingerprint"]}
     output = Output("evaluate", config.output, config)
     if _is_current(config, compared) and output.is_done(FIGURES):
+        _enforce(config, storage.read_json(storage.join(config.output, FIGURES))["sets"])
         return
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
-    with job_session(output) as tracker:
-        progress = Progress("evaluate", len(rows), "volumes")
-        splits = open_splits(read_index(there.volumes, manifest, ("volume",)), ("volume",), "kept")
-        real = {name: split.open().read(np.arange(split.rows)) for name, split in splits.items()}
-        synthetic = _read_synthetic(there.synthetic, rows, manifest)
-        progress.advance(len(rows))
-        test = real["test"]["volume"]
-        with ray_errors():
-            rebuilt, quality = ray.get(_reconstruct.remote(there.autoencoder, ray.put(test)))
-        figures = _figures(real["train"]["volume"], synthetic, quality)
-        checks = _checks(figures, len(rows))
-        sections = _pictures(manifest, real, rebuilt, synthetic, rows)
+    with job_session(output, workers=True) as tracker:
+        measured = _measure(config, sets, package)
+        rebuilt, quality = _rebuild(config, sets[REAL])
+        verdicts = {name: judge(measured[REAL], measured[name], config, _PAIRS) for name in config.synthetic_sets}
+        documents = {name: verdict.document() for name, verdict in verdicts.items()}
+        sections = _pictures(sets, verdicts, rebuilt)
         sections["Training"] = [Picture(loss_curves(points, run), f"run {run}") for run, points in histories.items()]
-        subjects = sum(len(split["label"]) for split in real.values())
-        page = Page(
-            title="Voxfleet: synthetic brain volumes",
-            lead=f"{len(rows)} synthetic volumes beside {subjects} real ones, "
-            f"{manifest.shape} voxels. Columns are subjects; rows are the middle sagittal, coronal and axial slice.",
-            checks=checks,
-            sections=sections,
-            commands=list(config.commands),
-        )
-        _write(config, page, {"compared": compared, **figures}, tracker)
-        progress.finish(f"page in {_page_uri(config)}")
-        for check in checks:
-            say(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.value} (wanted: {check.wanted})")
+        page = _page(config, sets, verdicts, quality, sections)
+        _stamp(config, sets, documents)
+        _write(config, page, {"compared": compared, **quality, "sets": documents}, tracker)
+        for name, verdict in verdicts.items():
+            say(f"evaluate: {name}: {verdict.words}")
+        say(f"evaluate: page in {_page_uri(config)}")
+    _enforce(config, documents)
+
+
+def _enforce(config: EvaluateConfig, documents: dict[str, Any]) -> None:
+    """End with an error if a set must not be released."""
+    for name, document in documents.items():
+        if document["reasons"] and config.release.enforce:
+            raise GateError(f"{name} must not be released: {document['reasons'][0]}; see {_page_uri(config)}")
+
+
+def _open_sets(config: EvaluateConfig) -> dict[str, VolumeSet]:
+    """The real and the synthetic sets, by name.
+
+    Raises:
+        UserError: if one is not there, or has a class that the real one lacks.
+    """
+    sets = {REAL: open_set(storage.absolute(config.volumes))}
+    if sets[REAL].affine is None:
+        raise UserError(f"volumes {config.volumes} are no volume shards; give the folder that prepare made")
+    for name, folder in config.synthetic_sets.items():
+        if name == REAL:
+            raise UserError(f"a synthetic set is named {REAL}; give it another name")
+        sets[name] = open_set(storage.absolute(folder))
+        if unknown := sorted(set(sets[name].classes) - set(sets[REAL].classes)):
+            raise UserError(f"{folder} has class {unknown[0]}; the real ones are {', '.join(sets[REAL].classes)}")
+    return sets
 
 
 def _is_current(config: EvaluateConfig, compared: dict[str, str]) -> bool:
@@ -82,31 +106,71 @@ def _is_current(config: EvaluateConfig, compared: dict[str, str]) -> bool:
     return there and storage.read_json(uri)["compared"] == compared
 
 
-def _synthetic_rows(folder: str) -> list[dict[str, Any]]:
-    uri = storage.join(folder, SYNTHETIC_MANIFEST)
-    if not storage.exists(uri):
-        raise UserError(f"{folder} holds no finished synthetic dataset (no {SYNTHETIC_MANIFEST}); run generate first")
-    rows = read_shard(uri).to_pylist()
-    if not all(row["file"] for row in rows):
-        raise UserError(f"{folder} holds latents alone; decode them first, or generate with --save.volumes true")
-    return rows
+def _measure(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict[str, Any]) -> dict[str, Measured]:
+    """What is found of each volume, by set; pieces that an earlier run measured are kept."""
+    gpus = gpus_per_worker(config.resources)
+    measuring = _measuring(config, sets, package, "cuda" if gpus else "cpu")
+    work, total = units(sets), sum(map(len, sets.values()))
+    progress = Progress("evaluate", total, "volumes")
+    found = run_units(
+        work,
+        Measurer,
+        Ledger(storage.join(measuring.folder, LEDGER)),
+        progress,
+        pool=Pool(workers=config.resources.workers, cpus=config.resources.cpus_per_worker, gpus=gpus),
+        arguments=(measuring, sets),
+        weight=lambda content: len(content[1]),
+    )
+    networks = "".join(f", {len(measuring.positions[0])} slices a plane by {n}" for n in measuring.slice_networks)
+    progress.finish(f"{total} volumes measured{networks}")
+    files: dict[str, list[str]] = {name: [] for name in sets}
+    for unit, (name, _) in work.items():
+        files[name].append(found[unit][0]["file"])
+    return {name: read_measured(measuring, sets[name], files[name]) for name in sets}
 
 
-def _read_synthetic(folder: str, rows: list[dict[str, Any]], manifest: Manifest) -> np.ndarray:
-    """All synthetic volumes, (n, D, H, W), in the order of ``rows``."""
-    uris = [storage.join(folder, row["file"]) for row in rows]
-    parts = [uris[start : start + _READ_AT_ONCE] for start in range(0, len(uris), _READ_AT_ONCE)]
+def _measuring(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict[str, Any], device: str) -> Measuring:
+    real = sets[REAL]
+    (first,), (affine,) = real.read(np.array([0]))
+    try:
+        autoencoder_config(package).latent_shape(first.shape)
+    except ValueError as error:
+        raise UserError(f"the volumes in {config.volumes} do not fit {config.autoencoder}: {error}") from error
+    classifier = config.features.classifier and storage.absolute(config.features.classifier)
+    if classifier:
+        known = load_classifier(classifier)
+        if (known.classes, known.shape) != (real.classes, first.shape):
+            raise UserError(
+                f"features.classifier {classifier} tells {', '.join(known.classes)} in volumes of {known.shape}; the "
+                f"real ones are {', '.join(real.classes)}, {first.shape}; train one on these"
+            )
+    used = {EFFICIENTNET: config.features.has_efficientnet, INCEPTION: config.features.inception is not None}
+    return Measuring(
+        folder=storage.absolute(config.output),
+        shape=first.shape,
+        affine=affine,
+        positions=slice_positions(first.shape, sum(map(len, sets.values())), config.features.slices),
+        autoencoder=storage.absolute(config.autoencoder),
+        slice_networks=tuple(name for name, is_used in used.items() if is_used),
+        inception=config.features.inception and storage.absolute(config.features.inception),
+        classifier=classifier,
+        threads=config.resources.cpus_per_worker,
+        device=device,
+    )
+
+
+def _rebuild(config: EvaluateConfig, real: VolumeSet) -> tuple[dict[int, np.ndarray], dict[str, float]]:
+    """Reconstructions of test volumes, by row, and how near they are."""
+    rows = np.flatnonzero(real.splits == "test")[:_REBUILT]
+    volumes = np.stack(real.read(rows)[0])
     with ray_errors():
-        return np.concatenate(ray.get([_read_images.remote(part, manifest.shape) for part in parts]))
-
-
-@ray.remote
-def _read_images(uris: list[str], shape: tuple[int, ...]) -> np.ndarray:
-    volumes = [nifti.read(uri).get_fdata(dtype=np.float32) for uri in uris]
-    for uri, volume in zip(uris, volumes, strict=True):
-        if volume.shape != shape:
-            raise UserError(f"{uri} has shape {volume.shape}, the real volumes {shape}; compare sets of one grid")
-    return np.stack(volumes)
+        rebuilt, quality = ray.get(_reconstruct.remote(storage.absolute(config.autoencoder), volumes))
+    figures = {
+        "psnr": float(np.mean(quality["psnr"])),
+        "psnr_min": float(np.min(quality["psnr"])),
+        "ssim": float(np.mean(quality["ssim"])),
+    }
+    return dict(zip(rows.tolist(), rebuilt, strict=True)), figures
 
 
 @ray.remote
@@ -123,77 +187,112 @@ def _reconstruct(folder: str, volumes: np.ndarray) -> tuple[np.ndarray, dict[str
     return torch.cat(rebuilt).numpy(), quality
 
 
-def _figures(train: np.ndarray, synthetic: np.ndarray, quality: dict[str, list[float]]) -> dict[str, float]:
-    counts = tissue_counts(train), tissue_counts(synthetic)
-    return {
-        "mean_correlation": mean_correlation(train, synthetic),
-        "tissue_outside": outside_range(*counts, slack=_SLACK),
-        "tissue_real_min": int(counts[0].min()),
-        "tissue_real_max": int(counts[0].max()),
-        "tissue_synthetic_min": int(counts[1].min()),
-        "tissue_synthetic_max": int(counts[1].max()),
-        "pairwise_real": pairwise_difference(train),
-        "pairwise_synthetic": pairwise_difference(synthetic),
-        "pairwise_ratio": pairwise_difference(synthetic) / pairwise_difference(train),
-        "psnr": float(np.mean(quality["psnr"])),
-        "psnr_min": float(np.min(quality["psnr"])),
-        "ssim": float(np.mean(quality["ssim"])),
-    }
-
-
-def _checks(figures: dict[str, float], samples: int) -> list[Check]:
-    f = figures
-    return [
-        Check(
-            "correlation of the mean synthetic with the mean real training volume, inside the brain",
-            f"{f['mean_correlation']:.3f}",
-            ">= 0.95",
-            f["mean_correlation"] >= 0.95,
-        ),
-        Check(
-            "synthetic volumes whose count of voxels above .3 is outside the real range +- 15 %",
-            f"{f['tissue_outside']} of {samples} (real {f['tissue_real_min']}-{f['tissue_real_max']}, synthetic "
-            f"{f['tissue_synthetic_min']}-{f['tissue_synthetic_max']})",
-            "0",
-            f["tissue_outside"] == 0,
-        ),
-        Check(
-            "mean absolute pairwise difference, synthetic over real",
-            f"{f['pairwise_ratio']:.2f} ({f['pairwise_synthetic']:.4f} / {f['pairwise_real']:.4f})",
-            ">= 0.5",
-            f["pairwise_ratio"] >= 0.5,
-        ),
-        Check(
-            "PSNR of reconstructed test volumes (whole volume)",
-            f"{f['psnr']:.1f} dB (lowest {f['psnr_min']:.1f}; SSIM {f['ssim']:.3f})",
-            ">= 25 dB",
-            f["psnr"] >= 25,
-        ),
-    ]
-
-
 def _pictures(
-    manifest: Manifest,
-    real: dict[str, dict[str, np.ndarray]],
-    rebuilt: np.ndarray,
-    synthetic: np.ndarray,
-    rows: list[dict[str, Any]],
+    sets: dict[str, VolumeSet], verdicts: dict[str, Verdict], rebuilt: dict[int, np.ndarray]
 ) -> dict[str, list[Picture]]:
-    sections: dict[str, list[Picture]] = {"Real": [], "Reconstructed": [], "Synthetic": []}
-    for label, name in enumerate(manifest.classes):
-        train = real["train"]["volume"][real["train"]["label"] == label][:_SHOWN]
-        sections["Real"].append(Picture(mosaic(train, [f"real {name}"] * len(train)), f"{name}: training volumes"))
-        mine = real["test"]["label"] == label
-        pairs = [*zip(real["test"]["volume"][mine], rebuilt[mine], strict=True)][: _SHOWN // 2]
-        both = np.stack([volume for pair in pairs for volume in pair])
-        sections["Reconstructed"].append(
-            Picture(mosaic(both, ["test", "rebuilt"] * len(pairs)), f"{name}: test volumes and their reconstruction")
-        )
-        chosen = [index for index, row in enumerate(rows) if row["class"] == name][:_SHOWN]
-        if chosen:
-            titles = [rows[index]["sample_id"] for index in chosen]
-            sections["Synthetic"].append(Picture(mosaic(synthetic[chosen], titles), f"{name}: synthetic volumes"))
+    real = sets[REAL]
+    sections: dict[str, list[Picture]] = {}
+    for name, verdict in verdicts.items():
+        volumes = sets[name]
+        sections[f"Nearest pairs: {name}"] = _pairs(volumes, real, verdict)
+        sections[f"Synthetic: {name}"] = [
+            Picture(_mosaic(volumes, _of_class(volumes, label)), f"{class_name}: synthetic volumes")
+            for label, class_name in enumerate(volumes.classes)
+        ]
+    sections["Real"] = [
+        Picture(_mosaic(real, _of_class(real, label, "train")), f"{class_name}: training volumes")
+        for label, class_name in enumerate(real.classes)
+    ]
+    sections["Reconstructed"] = []
+    for label, class_name in enumerate(real.classes):
+        rows = [row for row in rebuilt if real.labels[row] == label][: _SHOWN // 2]
+        if rows:
+            both = [volume for row in rows for volume in (real.read(np.array([row]))[0][0], rebuilt[row])]
+            picture = mosaic(np.stack(both), ["test", "rebuilt"] * len(rows))
+            sections["Reconstructed"].append(Picture(picture, f"{class_name}: test volumes and their reconstruction"))
     return sections
+
+
+def _pairs(volumes: VolumeSet, real: VolumeSet, verdict: Verdict) -> list[Picture]:
+    if not verdict.pairs:
+        return []
+    shown = [(source, row) for pair in verdict.pairs for source, row in zip((volumes, real), pair, strict=True)]
+    read = np.stack([source.read(np.array([row]))[0][0] for source, row in shown])
+    titles = [str(source.names[row]) for source, row in shown]
+    return [Picture(mosaic(read, titles), "synthetic volumes that are nearest to training volumes, each beside it")]
+
+
+def _of_class(volumes: VolumeSet, label: int, split: str | None = None) -> np.ndarray:
+    chosen = volumes.labels == label
+    return np.flatnonzero(chosen & (volumes.splits == split) if split else chosen)[:_SHOWN]
+
+
+def _mosaic(volumes: VolumeSet, rows: np.ndarray) -> bytes:
+    return mosaic(np.nan_to_num(np.stack(volumes.read(rows)[0])), [str(name) for name in volumes.names[rows]])
+
+
+def _page(
+    config: EvaluateConfig,
+    sets: dict[str, VolumeSet],
+    verdicts: dict[str, Verdict],
+    quality: dict[str, float],
+    sections: dict[str, list[Picture]],
+) -> Page:
+    real = sets[REAL]
+    several = len(verdicts) > 1
+    tables = {
+        f"{group}: {name}" if several else group: [_check(figure) for figure in figures]
+        for name, verdict in verdicts.items()
+        for group, figures in verdict.figures.items()
+    }
+    value = f"{quality['psnr']:.1f} dB (lowest {quality['psnr_min']:.1f}; SSIM {quality['ssim']:.3f})"
+    fine = quality["psnr"] >= _LEAST_PSNR
+    tables["Autoencoder"] = [
+        Check("PSNR of reconstructed test volumes (whole volume)", value, f">= {_LEAST_PSNR} dB", fine)
+    ]
+    counts = ", ".join(f"{len(sets[name])} synthetic volumes ({name})" for name in verdicts)
+    return Page(
+        title="Voxfleet: synthetic brain volumes",
+        lead=f"{counts} beside {len(real)} real ones. Figures stand beside what two sets of real volumes of the same "
+        "size give. In pictures, columns are subjects; rows are the middle sagittal, coronal and axial slice.",
+        verdicts=[Check(name, verdict.words, passed=not verdict.reasons) for name, verdict in verdicts.items()],
+        tables=tables,
+        sections={name: pictures for name, pictures in sections.items() if pictures},
+        commands=list(config.commands),
+    )
+
+
+def _check(figure: Figure) -> Check:
+    if figure.found is None:
+        return Check(figure.name, f"left out: {figure.reason}")
+    return Check(
+        name=figure.name,
+        value=_in_words(figure.found),
+        wanted=figure.wanted,
+        passed=figure.passed,
+        n=str(figure.found.n),
+        real=_in_words(figure.floor) if figure.floor else "",
+    )
+
+
+def _in_words(found: Interval) -> str:
+    """``1.23 [1.1, 1.4]``, without an interval where there is none."""
+    if found.low == found.high:
+        return f"{found.value:.3g}"
+    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+
+
+def _stamp(config: EvaluateConfig, sets: dict[str, VolumeSet], documents: dict[str, Any]) -> None:
+    """Leave the verdict beside each synthetic set, with the content that it is about."""
+    for name, document in documents.items():
+        stamp = {
+            "release": document["release"],
+            "reasons": document["reasons"],
+            "manifest_digest": sets[name].digest,
+            "voxfleet": __version__,
+        }
+        if storage.exists(storage.join(sets[name].folder, MANIFEST)):
+            storage.write_json(storage.join(sets[name].folder, RELEASE), stamp)
 
 
 def _page_uri(config: EvaluateConfig) -> str:
@@ -202,11 +301,20 @@ def _page_uri(config: EvaluateConfig) -> str:
 
 def _write(config: EvaluateConfig, page: Page, figures: dict[str, Any], tracker: Tracker) -> None:
     """Pictures, page, and last the figures, which mark the folder as complete."""
-    for section, pictures in page.sections.items():
-        for index, picture in enumerate(pictures):
-            name = f"{section.lower()}-{index}.png"
-            storage.write_bytes(storage.join(config.output, name), picture.png)
+    pictures = [picture for found in page.sections.values() for picture in found]
+    for number, picture in enumerate(pictures):
+        storage.write_bytes(storage.join(config.output, f"picture-{number:02d}.png"), picture.png)
     storage.write_bytes(_page_uri(config), page.html().encode())
-    tracker.log_metrics([{name: value for name, value in figures.items() if name != "compared"}])
+    tracker.log_metrics([_metrics(figures)])
     tracker.log_artifact(_page_uri(config))
     storage.write_json(storage.join(config.output, FIGURES), figures)
+    tracker.log_artifact(storage.join(config.output, FIGURES))
+
+
+def _metrics(figures: dict[str, Any]) -> dict[str, float]:
+    """The figures as a record takes them."""
+    found = {key: value for key, value in figures.items() if isinstance(value, float)}
+    for name, document in figures["sets"].items():
+        found[f"{name}/release"] = float(document["release"] == "pass")
+        found |= {f"{name}/{key}": f["found"]["value"] for key, f in document["figures"].items() if f["found"]}
+    return found

@@ -33,16 +33,20 @@ pre { background: #f3f5f8; padding: .8rem; overflow-x: auto; } .wide { overflow-
 </html>
 """
 
-_CHECKS = """{% extends "base" %}{% block body %}<h2>Sanity figures</h2>
-<table>
-<thead><tr><th>measure</th><th>value</th><th>wanted</th><th></th></tr></thead>
+_TABLES = """{% extends "base" %}{% block body %}{% for line in verdicts %}
+<p class="{{ 'pass' if line.passed else 'fail' }}">{{ line.name }}: {{ line.value }}</p>{% endfor %}
+{% for group, checks in tables.items() %}<h2>{{ group }}</h2>
+<div class="wide"><table>
+<thead><tr><th>figure</th><th>value [95 % interval]</th><th>n</th><th>real sets</th><th>wanted</th><th></th></tr>
+</thead>
 <tbody>
 {% for check in checks %}<tr><td>{{ check.name }}</td><td class="number">{{ check.value }}</td>
-<td>{{ check.wanted }}</td><td class="{{ 'pass' if check.passed else 'fail' }}">
-{{- 'pass' if check.passed else 'fail' }}</td></tr>
+<td class="number">{{ check.n }}</td><td class="number">{{ check.real }}</td><td>{{ check.wanted }}</td>
+{% if check.passed is none %}<td></td>{% else %}<td class="{{ 'pass' if check.passed else 'fail' }}">
+{{- 'pass' if check.passed else 'fail' }}</td>{% endif %}</tr>
 {% endfor %}</tbody>
-</table>
-{% endblock %}{% block end %}{% if commands %}<h2>How it was made</h2>
+</table></div>
+{% endfor %}{% endblock %}{% block end %}{% if commands %}<h2>How it was made</h2>
 <pre>{{ commands | join('\n') }}</pre>
 {% endif %}{% endblock %}"""
 
@@ -58,12 +62,23 @@ def render(template: str, **content: Any) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """A figure with what is wanted of it."""
+    """A figure with what is wanted of it.
+
+    Attributes:
+        name: of the figure.
+        value: with its interval, or why there is none.
+        wanted: in words.
+        passed: whether it is so; None if nothing is asked for.
+        n: what it rests on.
+        real: the same between real sets.
+    """
 
     name: str
     value: str
-    wanted: str
-    passed: bool
+    wanted: str = ""
+    passed: bool | None = None
+    n: str = ""
+    real: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,14 +96,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page holds."""
+    """What the page holds: the verdicts first, then figures by group, then pictures by section."""
 
     title: str
     lead: str
-    checks: list[Check]
+    verdicts: list[Check]
+    tables: dict[str, list[Check]]
     sections: dict[str, list[Picture]]
     commands: list[str] = field(default_factory=list)
 
     def html(self) -> str:
         """The page; everything that is put in is escaped."""
-        return render(_CHECKS, **vars(self))
+        return render(_TABLES, **vars(self))

@@ -1,0 +1,379 @@
+"""Figures of an evaluation: how far a synthetic set is from the real one, and real sets are from each other.
+
+Letters: N volumes of both sets together, S slices, F features, k components.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from voxfleet.engine.cluster import ray_errors
+from voxfleet.engine.measures import AUTOENCODER, Measured
+from voxfleet.metrics.distances import Moments, frechet, kernel_matrix, mmd2, principal_axes
+from voxfleet.metrics.manifold import Manifold, manifold
+from voxfleet.metrics.resampling import Pool, compare
+from voxfleet.metrics.scores import inception_score
+from voxfleet.metrics.statistics import Interval, effect_size, wilson
+
+_COMPONENTS = 64
+_NEIGHBOURS = 5
+_BLOCK = 256  # volumes a side of one task
+_ROWS = 4096  # whose moments are taken at once
+ANATOMY = {
+    "brain_ml": "brain volume",
+    "csf_ml": "fluid volume",
+    "grey_ml": "grey matter volume",
+    "white_ml": "white matter volume",
+    "ventricles_ml": "fluid deep inside (ventricles)",
+    "cnr": "contrast of grey and white matter",
+    "symmetry": "left-right symmetry",
+    "sharpness": "sharpness",
+    "brain_mean": "mean intensity of the brain",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One line of the verdict.
+
+    Attributes:
+        key: for machines.
+        name: for readers.
+        found: with its interval.
+        floor: what real sets of as many subjects give, if that is known.
+        wanted: what is asked for, in words.
+        passed: whether it is so; None where nothing is asked for, or it could not be computed.
+        reason: why it could not.
+    """
+
+    key: str
+    name: str
+    found: Interval | None = None
+    floor: Interval | None = None
+    wanted: str = ""
+    passed: bool | None = None
+    reason: str = ""
+
+
+def attempted(key: str, name: str, make: Callable[[], Figure]) -> Figure:
+    """What ``make`` gives, or the reason for which the data do not allow it."""
+    try:
+        return make()
+    except ValueError as error:
+        return Figure(key=key, name=name, reason=str(error))
+
+
+@dataclass(frozen=True)
+class Both:
+    """The real and one synthetic set together.
+
+    Attributes:
+        pool: the volumes of both that can be compared: real ones first.
+        classes: class names.
+        labels: class of each volume, (N,).
+        scalars: figures of each volume, (N,) each.
+        small: (N, voxels), the volumes at a lower resolution.
+        features: (N, S, F), by name.
+        probabilities: (N, classes) by the classifier, if there is one.
+        held_out: real volumes that were not trained on, (N,) bool.
+    """
+
+    pool: Pool
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    scalars: Mapping[str, np.ndarray]
+    small: np.ndarray
+    features: Mapping[str, np.ndarray]
+    probabilities: np.ndarray | None
+    held_out: np.ndarray
+
+    @classmethod
+    def of(cls, real: Measured, synthetic: Measured) -> "Both":
+        """Both sets, without the volumes in which no brain was found."""
+        rows = [np.flatnonzero(part.usable) for part in (real, synthetic)]
+        number = {name: index for index, name in enumerate(real.volumes.classes)}
+        named = [np.array(part.volumes.classes)[part.volumes.labels] for part in (real, synthetic)]
+        labels = [np.array([number[name] for name in names]) for names in named]
+        subjects = np.unique(real.volumes.subjects[rows[0]], return_inverse=True)[1]
+        all_subjects = np.concatenate([subjects, len(subjects) + np.arange(len(rows[1]))])
+
+        def both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            return np.concatenate([first[rows[0]], second[rows[1]]])
+
+        split = len(rows[0])
+        return cls(
+            pool=Pool(all_subjects, np.arange(split), np.arange(split, len(all_subjects))),
+            classes=real.volumes.classes,
+            labels=both(*labels),
+            scalars={name: both(values, synthetic.scalars[name]) for name, values in real.scalars.items()},
+            small=both(*(part.small.reshape(len(part), -1) for part in (real, synthetic))),
+            features={name: both(values, synthetic.features[name]) for name, values in real.features.items()},
+            probabilities=both(real.probabilities, synthetic.probabilities)
+            if real.probabilities is not None and synthetic.probabilities is not None
+            else None,
+            held_out=both(real.volumes.splits == "test", np.zeros(len(synthetic), bool)),
+        )
+
+    def components(self, name: str) -> int:
+        """How many principal axes of the features ``name`` Frechet distances are taken along.
+
+        A Gaussian in as many dimensions as there are samples has no covariance worth its name.
+        """
+        _, slices, width = self.features[name].shape
+        return max(1, min(_COMPONENTS, self.pool.n // 2, len(self.pool.real) * slices - 1, width))
+
+    def pools(self) -> Iterator[tuple[str, Pool]]:
+        """All volumes, and those of each class, by a name."""
+        yield "all", self.pool
+        for label, name in enumerate(self.classes):
+            yield name, self.pool.only(self.labels == label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A figure that is to be computed by ``compare``.
+
+    Attributes:
+        key, name: as of Figure.
+        distance: takes ``data`` and two weightings of the volumes.
+        data: in the object store; many figures share it.
+        pool: the volumes.
+        less_is_worse: whether a synthetic set falls short of real ones, instead of being too far from them.
+    """
+
+    key: str
+    name: str
+    distance: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+    data: ray.ObjectRef
+    pool: Pool
+    less_is_worse: bool = False
+
+
+def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[Figure]]:
+    """The figures between the two sets, by group, computed side by side on the cluster."""
+    asked = {
+        "Distances": list(_distances(both)),
+        "Fidelity and coverage": list(_manifolds(both, AUTOENCODER)),
+        "Diversity": [*_diversity(both), *_scores(both)],
+        "Anatomy": list(_anatomy(both)),
+    }
+    figures = {
+        group: [_figure.remote(one.data, _without_data(one), repeats, seed) for one in every]
+        for group, every in asked.items()
+    }
+    with ray_errors():
+        found = {group: ray.get(refs) for group, refs in figures.items()}
+    found["Anatomy"] += effect_figures(both)
+    if both.probabilities is not None:
+        found["Class"] = list(_consistency(both, both.probabilities))
+    return found
+
+
+def _without_data(asked: _Asked) -> _Asked:
+    return dataclasses.replace(asked, data=None)
+
+
+@ray.remote(num_cpus=1)
+def _figure(data: np.ndarray, asked: _Asked, repeats: int, seed: int) -> Figure:
+    def make() -> Figure:
+        distance = functools.partial(asked.distance, data)
+        comparison = compare(distance, asked.pool, repeats=repeats, seed=seed)
+        found, floor = comparison.found, comparison.floor
+        return Figure(
+            key=asked.key,
+            name=asked.name,
+            found=found,
+            floor=floor,
+            wanted="as between real sets",
+            passed=found.high >= floor.low if asked.less_is_worse else found.low <= floor.high,
+        )
+
+    return attempted(asked.key, asked.name, make)
+
+
+def _distances(both: Both) -> Iterator[_Asked]:
+    """Kernel and Frechet distances, by features and class."""
+    for name, features in both.features.items():
+        data = ray.put(features)
+        kernels, components = _kernels(features), both.components(name)
+        ways = {
+            "KID": (_kid, kernels),
+            f"Frechet distance ({components} components)": (
+                _frechet,
+                _coordinates.remote(data, both.pool.real, components),
+            ),
+        }
+        for group, pool in both.pools():
+            for way, (distance, found) in ways.items():
+                key = f"{way.split()[0].lower()}/{name}/{group}".replace(", ", "/")
+                yield _Asked(key=key, name=f"{way} of {name}, {group}", distance=distance, data=found, pool=pool)
+
+
+def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
+    """Precision, recall, density and coverage by the features ``name``."""
+    data = _coordinates.remote(both.features[name].mean(axis=1, keepdims=True), both.pool.real, both.components(name))
+    neighbours = max(1, min(_NEIGHBOURS, both.pool.n - 1))
+    for field in Manifold._fields:
+        yield _Asked(
+            key=f"{field}/{name}",
+            name=f"{field} ({name}, {neighbours} neighbours)",
+            distance=functools.partial(_manifold, field, neighbours),
+            data=data,
+            pool=both.pool,
+            less_is_worse=True,
+        )
+
+
+def _diversity(both: Both) -> Iterator[_Asked]:
+    """How much the volumes of a class differ from each other, synthetic over real."""
+    data = _root_mean_square.remote(both.small)
+    for group, pool in both.pools():
+        name = f"mean difference of two volumes, synthetic over real, {group}"
+        yield _Asked(
+            key=f"diversity/{group}", name=name, distance=_spread_ratio, data=data, pool=pool, less_is_worse=True
+        )
+
+
+def _scores(both: Both) -> Iterator[_Asked]:
+    """The Inception Score by the classifier: sure of each volume, and of all classes."""
+    if both.probabilities is not None:
+        name = "Inception Score by the classifier, synthetic over real"
+        data = ray.put(both.probabilities)
+        yield _Asked(
+            key="inception_score", name=name, distance=_score_ratio, data=data, pool=both.pool, less_is_worse=True
+        )
+
+
+def _consistency(both: Both, probabilities: np.ndarray) -> Iterator[Figure]:
+    """How often the classifier finds the class that a sample was asked for, beside that of real people held out."""
+    right = probabilities.argmax(axis=1) == both.labels
+    for group, pool in both.pools():
+        name = f"volumes in which the classifier finds their class, {group}"
+        yield attempted(f"class/{group}", name, functools.partial(_found, f"class/{group}", name, right, pool, both))
+
+
+def _found(key: str, name: str, right: np.ndarray, pool: Pool, both: Both) -> Figure:
+    rows = pool.synthetic, pool.real[both.held_out[pool.real]]
+    made, real = (wilson(int(right[r].sum()), len(r)) for r in rows)
+    passed = made.high >= real.low
+    return Figure(key=key, name=name, found=made, floor=real, wanted="as in real people held out", passed=passed)
+
+
+def _anatomy(both: Both) -> Iterator[_Asked]:
+    """How far the synthetic set's anatomy is from the real one, in standard deviations."""
+    for key, name in ANATOMY.items():
+        data = ray.put(both.scalars[key])
+        label = f"{name}, difference in standard deviations"
+        yield _Asked(key=f"anatomy/{key}", name=label, distance=_standardised, data=data, pool=both.pool)
+
+
+def effect_figures(both: Both) -> Iterator[Figure]:
+    """How far the second class is from the first, in each set: does the synthetic one carry the disease?"""
+    if len(both.classes) != 2:
+        return
+    for key, name in ANATOMY.items():
+        title = f"{name}, {both.classes[1]} less {both.classes[0]} (Hedges' g)"
+        yield attempted(
+            f"effect/{key}", title, functools.partial(_effect, f"effect/{key}", title, both, both.scalars[key])
+        )
+
+
+def _effect(key: str, name: str, both: Both, values: np.ndarray) -> Figure:
+    rows = (both.pool.real, both.pool.synthetic)
+    real, found = (effect_size(*(values[r[both.labels[r] == label]] for label in (1, 0))) for r in rows)
+    as_real = found.low <= real.high and found.high >= real.low
+    return Figure(key=key, name=name, found=found, floor=real, wanted="as in the real set", passed=as_real)
+
+
+def _kid(kernels: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return mmd2(kernels, kernels, kernels, a, b)
+
+
+def _frechet(coordinates: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return frechet(*(_weighted_moments(coordinates, weights) for weights in (a, b)))
+
+
+def _weighted_moments(coordinates: np.ndarray, weights: np.ndarray) -> Moments:
+    """Moments of the slices of volumes (N, S, k) that count ``weights`` (N,) times."""
+    there = weights > 0
+    times = np.repeat(weights[there], coordinates.shape[1])
+    rows = coordinates[there].reshape(-1, coordinates.shape[2])
+    mean = times @ rows / times.sum()
+    deviations = rows - mean
+    return Moments(n=int(times.sum()), mean=mean, scatter=(deviations * times[:, None]).T @ deviations)
+
+
+def _manifold(field: str, neighbours: int, coordinates: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return float(getattr(manifold(coordinates[a > 0, 0], coordinates[b > 0, 0], neighbours), field))
+
+
+def _score_ratio(probabilities: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    made, real = (inception_score(np.repeat(probabilities, weights.astype(int), axis=0)) for weights in (b, a))
+    return made / real
+
+
+def _spread_ratio(apart: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return _spread(apart, b) / _spread(apart, a)
+
+
+def _spread(apart: np.ndarray, weights: np.ndarray) -> float:
+    """The mean distance (N, N) of two different volumes."""
+    return float(weights @ apart @ weights / (weights.sum() ** 2 - (weights**2).sum()))
+
+
+def _standardised(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The absolute difference of two weighted means, over the standard deviation of the first."""
+    means = [weights @ values / weights.sum() for weights in (a, b)]
+    deviation = np.sqrt(a @ (values - means[0]) ** 2 / (a.sum() - 1))
+    return float(abs(means[1] - means[0]) / max(deviation, np.finfo(float).tiny))
+
+
+@ray.remote(num_cpus=1)
+def _root_mean_square(x: np.ndarray) -> np.ndarray:
+    """The root mean square difference of each two rows of x (N, voxels), (N, N)."""
+    centred = (x - x.mean(axis=0)).astype(np.float32)
+    squares = (centred**2).sum(axis=1)
+    products = squares[:, None] + squares - 2 * centred @ centred.T
+    np.fill_diagonal(products, 0)
+    return np.sqrt(np.maximum(products, 0).astype(np.float64) / x.shape[1])
+
+
+@ray.remote(num_cpus=1)
+def _coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
+    """``features`` (N, S, F) along the axes in which those of the rows ``real`` vary most, (N, S, components)."""
+    width = features.shape[2]
+    rows = features[real].reshape(-1, width).astype(np.float64)
+    if len(rows) > width:
+        parts = np.array_split(rows, -(-len(rows) // _ROWS))
+        axes = principal_axes(functools.reduce(Moments.merge, map(Moments.of, parts)), components)
+    else:  # a scatter of so many features would be too large to look at
+        axes = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2].T
+    return (features.reshape(-1, width) @ axes[:, :components]).reshape(*features.shape[:2], components)
+
+
+def _kernels(features: np.ndarray) -> ray.ObjectRef:
+    """The kernel of each two volumes, (N, N), by blocks on the cluster."""
+    parts = [ray.put(features[start : start + _BLOCK]) for start in range(0, len(features), _BLOCK)]
+    blocks = [_kernel_block.remote(parts[j], parts[i]) for i in range(len(parts)) for j in range(i + 1)]
+    return _symmetric.remote(len(features), *blocks)
+
+
+@ray.remote(num_cpus=1)
+def _kernel_block(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return kernel_matrix(x, y)
+
+
+@ray.remote(num_cpus=1)
+def _symmetric(n: int, *blocks: np.ndarray) -> np.ndarray:
+    """The matrix (n, n) of which these are the blocks above and on the diagonal, column by column."""
+    whole, left = np.empty((n, n)), iter(blocks)
+    for i in range(0, n, _BLOCK):
+        for j in range(0, i + 1, _BLOCK):
+            block = next(left)
+            whole[j : j + _BLOCK, i : i + _BLOCK] = block
+            whole[i : i + _BLOCK, j : j + _BLOCK] = block.T
+    return whole

@@ -1,0 +1,74 @@
+"""What an evaluation finds about one synthetic set: all its figures, and whether it may be released."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from voxfleet.config.evaluation import EvaluateConfig
+from voxfleet.engine import comparison, release
+from voxfleet.engine.comparison import Both, Figure
+from voxfleet.engine.measures import Measured
+from voxfleet.engine.release import People
+
+GATE = "Release gate"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The figures of a synthetic set.
+
+    Attributes:
+        figures: by group; those of GATE decide.
+        pairs: rows of the synthetic and the training volumes that are nearest to each other.
+    """
+
+    figures: dict[str, list[Figure]]
+    pairs: list[tuple[int, int]]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the set must not be released; none if it may be."""
+        return [
+            f"{figure.name}: {figure.found.value:.3g} (wanted: {figure.wanted})"
+            if figure.found
+            else f"{figure.name}: cannot be judged, as {figure.reason}"
+            for figure in self.figures[GATE]
+            if figure.passed is False or not figure.found
+        ]
+
+    @property
+    def words(self) -> str:
+        """``release: pass``, or fail and why."""
+        return f"release: fail: {'; '.join(self.reasons)}" if self.reasons else "release: pass"
+
+    def document(self) -> dict[str, Any]:
+        """The verdict as JSON."""
+        figures = [(group, dataclasses.asdict(figure)) for group, found in self.figures.items() for figure in found]
+        return {
+            "release": "fail" if self.reasons else "pass",
+            "reasons": self.reasons,
+            "figures": {figure.pop("key"): {"group": group, **figure} for group, figure in figures},
+        }
+
+
+def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: int) -> Verdict:
+    """All figures of the set ``synthetic``, and the ``pairs`` of its volumes that are nearest to training ones."""
+    found: list[tuple[int, int]] = []
+    gate: list[Figure] = []
+    spacing = float(min(np.linalg.norm(real.affine[:3, :3], axis=0)))
+    gate += release.whole_figures(synthetic, spacing)
+    people = People.of(real)
+    for space in release.SPACES:
+        try:
+            near = release.neighbourhood(space, real, synthetic, people)
+        except ValueError as error:
+            gate.append(Figure(key=f"privacy/{space}", name=f"nearest training volumes ({space})", reason=str(error)))
+            continue
+        gate += release.privacy_figures(near, real.volumes.subjects[people.training], config.release)
+        found = release.nearest_pairs(near, synthetic, people, pairs)
+    figures = {GATE: gate}
+    if synthetic.usable.any():
+        figures |= comparison.compared_figures(Both.of(real, synthetic), repeats=config.repeats, seed=config.seed)
+    return Verdict(figures, found)

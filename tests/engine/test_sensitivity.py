@@ -1,0 +1,158 @@
+"""Every way in which a synthetic set can be bad is caught by the figure meant for it, and real people pass them all."""
+
+import io
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from isal import igzip
+from scipy import ndimage
+
+from voxfleet.config.evaluation import EvaluateConfig
+from voxfleet.data.cohort import SimulationConfig, Simulator, subject_files
+from voxfleet.data.preprocess import PreprocessConfig, preprocess
+from voxfleet.data.sets import VolumeSet
+from voxfleet.engine.measures import EFFICIENTNET, Measurer, Measuring, read_measured, slice_positions, units
+from voxfleet.engine.verdict import judge
+from voxfleet.metrics.anatomy import CSF, WHITE, tissue_classes
+from voxfleet.models.vae import AutoencoderConfig, build_autoencoder
+from voxfleet.packages import architecture, write_package
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+SPACING, SHAPE, PEOPLE, TRAINED = 6.0, (32, 40, 32), 100, 30
+CLASSES = ("HC", "TLE")
+
+
+class InMemory(VolumeSet):
+    """A set whose volumes are at hand."""
+
+    def read(self, rows):
+        return [self.parts[row] for row in rows], [self.affine] * len(rows)
+
+
+class Cohort:
+    """Simulated people: half of them are the real set, the others are like a perfect synthetic one."""
+
+    def __init__(self, folder):
+        simulator = Simulator(SimulationConfig(spacing_mm=SPACING))
+        config = PreprocessConfig(spacing_mm=(SPACING,) * 3, shape=SHAPE)
+        volumes, groups = [], []
+        for index in range(PEOPLE):
+            subject = simulator.simulate(index)
+            files = subject_files(subject)
+            image = next(data for name, data in files.items() if name.endswith("T1w.nii.gz"))
+            with igzip.open(io.BytesIO(image)) as stream:
+                prepared = preprocess(nib.Nifti1Image.from_bytes(stream.read()), config)
+            volumes.append(prepared.data.astype(np.float32))
+            groups.append(CLASSES.index(subject.participant["group"]))
+        order = np.random.default_rng(0).permutation(PEOPLE)
+        half = PEOPLE // 2
+        self.volumes, self.labels, self.affine = np.stack(volumes)[order], np.array(groups)[order], prepared.affine
+        torch.manual_seed(0)
+        autoencoder = AutoencoderConfig(channels=(4, 8), num_res_blocks=(1, 1), norm_num_groups=4)
+        document = {"architecture": architecture(autoencoder)}
+        write_package(str(folder / "vae"), "autoencoder", build_autoencoder(autoencoder).state_dict(), document)
+        self.measuring = Measuring(
+            folder=str(folder),
+            shape=SHAPE,
+            affine=self.affine,
+            positions=slice_positions(SHAPE, PEOPLE, 4),
+            autoencoder=str(folder / "vae"),
+            slice_networks=(EFFICIENTNET,),
+            inception=None,
+            classifier=None,
+            threads=1,
+            device="cpu",
+        )
+        splits = ["train"] * TRAINED + ["test"] * (half - TRAINED)
+        self.real = self.measured("real", self.volumes[:half], self.labels[:half], splits)
+        self.others, self.other_labels = self.volumes[half:], self.labels[half:]
+
+    @property
+    def trained_on(self):
+        return self.volumes[:TRAINED]
+
+    def measured(self, name, volumes, labels, splits, affine=None):
+        names = np.array([f"{name}-{number}" for number in range(len(volumes))])
+        where = self.affine if affine is None else affine
+        kept = {"folder": "memory", "digest": name, "classes": CLASSES, "names": names, "subjects": names}
+        volumes = InMemory(**kept, labels=np.array(labels), splits=np.array(splits), parts=volumes, affine=where)
+        measure = Measurer(self.measuring, {name: volumes})
+        files = [measure(unit, content)[0]["file"] for unit, content in units({name: volumes}).items()]
+        return read_measured(self.measuring, volumes, files)
+
+    def judged(self, name, volumes, affine=None):
+        """The figures of a synthetic set, and those among them that failed."""
+        made = self.measured(name, volumes.astype(np.float32), self.other_labels, ["synthetic"] * len(volumes), affine)
+        config = EvaluateConfig(output="-", volumes="-", autoencoder="-", synthetic="-", repeats=60)
+        verdict = judge(self.real, made, config, 2)
+        figures = [figure for group in verdict.figures.values() for figure in group]
+        return verdict, {figure.key for figure in figures if figure.passed is False}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return Cohort(tmp_path_factory.mktemp("cohort"))
+
+
+def test_other_people_pass_everything(cohort):
+    verdict, failed = cohort.judged("half", cohort.others)
+    assert failed == set()
+    assert verdict.words == "release: pass"
+
+
+def noisy(volumes, amount):
+    return np.clip(volumes + amount * np.random.default_rng(1).standard_normal(volumes.shape), 0, 1)
+
+
+def shrunken_ventricles(volume):
+    tissues = tissue_classes(volume)
+    deep = ndimage.distance_transform_edt(tissues > 0, sampling=SPACING) > 15
+    return np.where(deep & (tissues == CSF), volume[tissues == WHITE].mean(), volume)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "caught"),
+    [
+        (
+            "blur",
+            lambda v: np.stack([ndimage.gaussian_filter(x, 0.8) for x in v]),
+            {"kid/EfficientNet-Lite0/axial/all"},
+        ),
+        ("noise", lambda v: noisy(v, 0.05), {"kid/EfficientNet-Lite0/axial/all", "anatomy/cnr", "anatomy/sharpness"}),
+        ("ventricles", lambda v: np.stack([shrunken_ventricles(x) for x in v]), {"anatomy/ventricles_ml"}),
+        (
+            "collapse",
+            lambda v: noisy(np.repeat(v[:1], len(v), axis=0), 0.01),
+            {"diversity/all", "coverage/autoencoder", "recall/autoencoder", "duplicates/voxels", "covered/voxels"},
+        ),
+    ],
+)
+def test_what_is_spoiled_is_caught(cohort, name, spoil, caught):
+    _, failed = cohort.judged(name, spoil(cohort.others))
+    assert caught <= failed
+
+
+@pytest.mark.parametrize(
+    ("name", "disguise", "caught"),
+    [
+        ("copies", lambda v: noisy(v, 0.01), {"copies/voxels", "copies/latents"}),
+        ("moved-copies", lambda v: np.roll(v, 1, axis=2), {"copies/voxels"}),
+    ],
+)
+def test_people_who_were_trained_on_are_found_in_the_set(cohort, name, disguise, caught):
+    volumes = cohort.others.copy()
+    volumes[:5] = disguise(cohort.trained_on[:5])
+    verdict, failed = cohort.judged(name, volumes)
+    assert caught <= failed
+    assert verdict.words.startswith("release: fail: copies of training volumes")
+    assert {synthetic for synthetic, _ in verdict.pairs} <= set(range(5))
+    assert all(synthetic == trained for synthetic, trained in verdict.pairs)
+
+
+def test_a_set_that_lies_elsewhere_is_caught(cohort):
+    affine = cohort.affine + np.array([[0, 0, 0, 1.0], *[[0] * 4] * 3])
+    verdict, failed = cohort.judged("elsewhere", cohort.others, affine)
+    assert failed == {"place"}
+    assert verdict.reasons

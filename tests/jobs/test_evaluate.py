@@ -1,0 +1,154 @@
+"""The evaluate job: its gate, features that the user gives, and what cannot be compared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from voxfleet.data import nifti
+from voxfleet.data.sets import open_set
+from voxfleet.data.shards import table_bytes
+from voxfleet.models.classifier import ClassifierConfig, build_classifier
+from voxfleet.packages import architecture, write_package
+
+
+class Means(torch.nn.Module):
+    """A network for slices, with the interface of FID's Inception."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        quarters = torch.nn.functional.adaptive_avg_pool2d(x[:, :1], 2).flatten(1)
+        return quarters if return_features else x
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory, workspace):
+    """A TorchScript network for slices, and the package of a classifier of random weights."""
+    folder = tmp_path_factory.mktemp("networks")
+    torch.jit.save(torch.jit.script(Means()), folder / "slices.pt")
+    torch.manual_seed(0)
+    config = ClassifierConfig(width=0.25, depth=0.1, num_classes=2, input_size=(16, 20, 16))
+    document = {
+        "architecture": architecture(config),
+        "classes": ["HC", "TLE"],
+        "shape": [16, 20, 16],
+        "geometry": {},
+        "training": {},
+    }
+    write_package(str(folder / "classifier"), "classifier", build_classifier(config).state_dict(), document)
+    return folder
+
+
+def with_rows(folder: Path, change) -> Path:
+    """The dataset with the rows of its manifest changed."""
+    table = pq.read_table(folder / "manifest.parquet")
+    (folder / "manifest.parquet").write_bytes(table_bytes(change(table)))
+    return folder
+
+
+def copied(workspace, tmp_path) -> Path:
+    return Path(shutil.copytree(workspace.demo / "synthetic", tmp_path / "synthetic"))
+
+
+def like_real_ones(workspace, folder: Path) -> Path:
+    """A dataset of noisy real volumes: the tiny model's show no brain."""
+    real = open_set(str(workspace.demo / "volumes"))
+    chosen = np.arange(len(real))[::2]
+    rng, rows = np.random.default_rng(0), []
+    folder.mkdir()
+    for row, volume, affine in zip(chosen, *real.read(chosen), strict=True):
+        data = np.clip(volume + 0.02 * rng.standard_normal(volume.shape), 0, 1).astype(np.float32)
+        (folder / f"{row}.nii.gz").write_bytes(nifti.encode(data, affine))
+        name = real.classes[real.labels[row]]
+        rows.append({"sample_id": f"syn-{row}", "class": name, "file": f"{row}.nii.gz", "sha256": f"{row:064d}"})
+    (folder / "manifest.parquet").write_bytes(table_bytes(pa.Table.from_pylist(rows)))
+    return folder
+
+
+def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest_is_compared(
+    workspace, networks, tmp_path, capsys
+):
+    synthetic, out = like_real_ones(workspace, tmp_path / "planted"), tmp_path / "report"
+    first, second = (row["file"] for row in pq.read_table(synthetic / "manifest.parquet").to_pylist()[:2])
+    image = nib.load(synthetic / first)
+    nib.save(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), synthetic / first)
+    moved = nib.load(synthetic / second)
+    shifted = moved.affine + np.array([[0, 0, 0, 3], *[[0] * 4] * 3])
+    nib.save(nib.Nifti1Image(moved.get_fdata().astype(np.float32), shifted), synthetic / second)
+    more = ["--features.inception", str(networks / "slices.pt"), "--features.slices", "2"]
+    more += ["--features.classifier", str(networks / "classifier"), "--release.enforce", "true"]
+    arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html"), *more]
+    assert workspace.run("evaluate", *arguments) == 3
+    assert "synthetic must not be released: volumes that are finite: 0.833 (wanted: all)" in capsys.readouterr().err
+    found = json.loads((out / "figures.json").read_text())["sets"]["synthetic"]
+    assert found["release"] == "fail"
+    figures = found["figures"]
+    assert not figures["finite"]["passed"]
+    assert figures["place"]["found"]["value"] == pytest.approx(3, abs=0.01)
+    assert not figures["place"]["passed"]
+    for plane in ("sagittal", "coronal", "axial"):
+        assert figures[f"kid/Inception/{plane}/all"]["found"]
+    assert figures["kid/classifier/all"]["found"]
+    assert figures["class/all"]["found"]["n"] == 5  # without the one that is not finite
+    assert figures["class/all"]["floor"]["n"] == 2  # the real people of the test split
+    assert figures["inception_score"]["found"]
+    stamp = json.loads((synthetic / "release.json").read_text())
+    assert stamp["release"] == "fail"
+    assert stamp["reasons"][0].startswith("volumes that are finite")
+    capsys.readouterr()
+    assert workspace.run("evaluate", *arguments) == 3  # complete, and still no
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_pieces_that_were_measured_are_not_measured_again(workspace, tmp_path, capsys):
+    out = tmp_path / "report"
+    arguments = ["--output", str(out), "--page", str(out / "page.html")]
+    assert workspace.run("evaluate", *arguments) == 0
+    first = json.loads((out / "figures.json").read_text())
+    assert first == json.loads((workspace.demo / "report" / "figures.json").read_text())
+    pieces = sorted((out / ".voxfleet" / "measures").iterdir())
+    before = [path.stat().st_mtime_ns for path in pieces]
+    (out / "figures.json").unlink()
+    assert workspace.run("evaluate", *arguments) == 0
+    assert [path.stat().st_mtime_ns for path in pieces] == before
+    assert json.loads((out / "figures.json").read_text()) == first
+
+
+def test_sets_that_cannot_be_compared(fails, workspace, networks, tmp_path):
+    def line(*more):
+        return fails(workspace.run, "evaluate", "--output", str(tmp_path / "report"), *more)
+
+    assert "holds no finished set of volumes" in line("--synthetic", str(tmp_path / "nothing"))
+    assert "are no volume shards" in line("--volumes", str(workspace.demo / "synthetic"))
+    synthetic = str(with_rows(copied(workspace, tmp_path), lambda table: table.slice(0, 0)))
+    assert "lists no images" in line("--synthetic", synthetic)
+    assert "a synthetic set is named real" in line("--synthetic", f"{{real: {synthetic}}}")
+    assert "features.slices is 0" in line("--features.slices", "0")
+    assert "release.alpha is 2" in line("--release.alpha", "2")
+    assert not (tmp_path / "report").exists()
+    text = tmp_path / "slices.pt"
+    text.write_text("no network")
+    assert f"features.inception {text}: it is no TorchScript file" in line("--features.inception", str(text))
+
+
+def test_a_class_that_the_real_volumes_lack_is_refused(fails, workspace, tmp_path):
+    def renamed(table):
+        place = table.schema.get_field_index("class")
+        return table.set_column(place, "class", [["FCD"] * len(table)])
+
+    synthetic = with_rows(copied(workspace, tmp_path), renamed)
+    line = fails(workspace.run, "evaluate", "--synthetic", str(synthetic), "--output", str(tmp_path / "report"))
+    assert "has class FCD; the real ones are HC, TLE" in line
+
+
+def test_volumes_of_another_grid_are_refused(fails, workspace, tmp_path):
+    synthetic = copied(workspace, tmp_path)
+    file = pq.read_table(synthetic / "manifest.parquet")["file"][0].as_py()
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), synthetic / file)
+    line = fails(workspace.run, "evaluate", "--synthetic", str(synthetic), "--output", str(tmp_path / "report"))
+    assert "has shape (8, 8, 8), the real volumes (16, 20, 16); compare sets of one grid" in line
