@@ -118,14 +118,18 @@ def shrunken_ventricles(volume):
         (
             "blur",
             lambda v: np.stack([ndimage.gaussian_filter(x, 0.8) for x in v]),
-            {"kid/EfficientNet-Lite0/axial/all"},
+            {"kid/EfficientNet-Lite0/axial/all", "anatomy/spectrum", "anatomy/csf_ml"},
         ),
-        ("noise", lambda v: noisy(v, 0.05), {"kid/EfficientNet-Lite0/axial/all", "anatomy/cnr", "anatomy/sharpness"}),
+        (
+            "noise",
+            lambda v: noisy(v, 0.05),
+            {"kid/EfficientNet-Lite0/axial/all", "anatomy/spectrum", "anatomy/cnr", "anatomy/sharpness"},
+        ),
         ("ventricles", lambda v: np.stack([shrunken_ventricles(x) for x in v]), {"anatomy/ventricles_ml"}),
         (
             "collapse",
             lambda v: noisy(np.repeat(v[:1], len(v), axis=0), 0.01),
-            {"diversity/all", "coverage/autoencoder", "recall/autoencoder", "duplicates/voxels", "covered/voxels"},
+            {"diversity/all", "ms_ssim", "coverage/autoencoder", "recall/autoencoder", "duplicates/voxels"},
         ),
     ],
 )

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
+import torch
 
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.measures import AUTOENCODER, Measured
+from voxfleet.metrics.anatomy import log_spectral_distance
 from voxfleet.metrics.distances import Moments, frechet, kernel_matrix, mmd2, principal_axes
 from voxfleet.metrics.manifold import Manifold, manifold
 from voxfleet.metrics.resampling import Pool, compare
-from voxfleet.metrics.scores import inception_score
+from voxfleet.metrics.scores import inception_score, ms_ssim, pairs
 from voxfleet.metrics.statistics import Interval, effect_size, wilson
 
 _COMPONENTS = 64
 _NEIGHBOURS = 5
 _BLOCK = 256  # volumes a side of one task
+_PAIRS, _AT_ONCE = 200, 8  # of volumes in each set, whose MS-SSIM is found, so many at once
+_LEAST_EDGE = 14  # voxels, for two scales of MS-SSIM
 _ROWS = 4096  # whose moments are taken at once
 ANATOMY = {
     "brain_ml": "brain volume",
@@ -76,7 +80,8 @@ class Both:
         classes: class names.
         labels: class of each volume, (N,).
         scalars: figures of each volume, (N,) each.
-        small: (N, voxels), the volumes at a lower resolution.
+        small: (N, d, h, w), the volumes at a lower resolution.
+        spectra: (N, bins), power by frequency.
         features: (N, S, F), by name.
         probabilities: (N, classes) by the classifier, if there is one.
         held_out: real volumes that were not trained on, (N,) bool.
@@ -87,6 +92,7 @@ class Both:
     labels: np.ndarray
     scalars: Mapping[str, np.ndarray]
     small: np.ndarray
+    spectra: np.ndarray
     features: Mapping[str, np.ndarray]
     probabilities: np.ndarray | None
     held_out: np.ndarray
@@ -110,7 +116,8 @@ class Both:
             classes=real.volumes.classes,
             labels=both(*labels),
             scalars={name: both(values, synthetic.scalars[name]) for name, values in real.scalars.items()},
-            small=both(*(part.small.reshape(len(part), -1) for part in (real, synthetic))),
+            small=both(real.small, synthetic.small),
+            spectra=both(real.spectra, synthetic.spectra),
             features={name: both(values, synthetic.features[name]) for name, values in real.features.items()},
             probabilities=both(real.probabilities, synthetic.probabilities)
             if real.probabilities is not None and synthetic.probabilities is not None
@@ -158,8 +165,8 @@ def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[F
     asked = {
         "Distances": list(_distances(both)),
         "Fidelity and coverage": list(_manifolds(both, AUTOENCODER)),
-        "Diversity": [*_diversity(both), *_scores(both)],
-        "Anatomy": list(_anatomy(both)),
+        "Diversity": [*_diversity(both), _dissimilarity(both), *_scores(both)],
+        "Anatomy": [*_anatomy(both), _spectrum(both)],
     }
     figures = {
         group: [_figure.remote(one.data, _without_data(one), repeats, seed) for one in every]
@@ -230,12 +237,33 @@ def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
 
 def _diversity(both: Both) -> Iterator[_Asked]:
     """How much the volumes of a class differ from each other, synthetic over real."""
-    data = _root_mean_square.remote(both.small)
+    data = _root_mean_square.remote(both.small.reshape(len(both.small), -1))
     for group, pool in both.pools():
         name = f"mean difference of two volumes, synthetic over real, {group}"
         yield _Asked(
             key=f"diversity/{group}", name=name, distance=_spread_ratio, data=data, pool=pool, less_is_worse=True
         )
+
+
+def _dissimilarity(both: Both) -> _Asked:
+    """How unlike two volumes are, by MS-SSIM, which sees structure where the difference above sees brightness."""
+    number = min(len(rows) for rows in (both.pool.real, both.pool.synthetic))
+    found = [rows[pairs(len(rows), _PAIRS, 0)] for rows in (both.pool.real, both.pool.synthetic) if number > 1]
+    return _Asked(
+        key="ms_ssim",
+        name="1 - MS-SSIM of two volumes, synthetic over real",
+        distance=_dissimilarity_ratio,
+        data=_ms_ssim.remote(both.small, np.concatenate(found) if found else np.zeros((0, 2), np.int64)),
+        pool=both.pool,
+        less_is_worse=True,
+    )
+
+
+def _spectrum(both: Both) -> _Asked:
+    """What blur and noise change."""
+    name = "power spectrum, root mean square difference in dB"
+    data = ray.put(both.spectra)
+    return _Asked(key="anatomy/spectrum", name=name, distance=_spectral, data=data, pool=both.pool)
 
 
 def _scores(both: Both) -> Iterator[_Asked]:
@@ -309,6 +337,29 @@ def _weighted_moments(coordinates: np.ndarray, weights: np.ndarray) -> Moments:
 
 def _manifold(field: str, neighbours: int, coordinates: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     return float(getattr(manifold(coordinates[a > 0, 0], coordinates[b > 0, 0], neighbours), field))
+
+
+def _dissimilarity_ratio(of_pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    if not len(of_pairs):
+        raise ValueError(f"there are no two volumes, or they have an edge below {_LEAST_EDGE} voxels, which it needs")
+    first, second = of_pairs[:, :2].astype(int).T
+    times = [weights[first] * weights[second] for weights in (a, b)]
+    real, made = (number @ (1 - of_pairs[:, 2]) / number.sum() for number in times)
+    return float(made / real)
+
+
+@ray.remote(num_cpus=1)
+def _ms_ssim(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """For each two ``rows``, (n, 2), these and the similarity of their volumes, (n, 3)."""
+    if min(small.shape[1:]) < _LEAST_EDGE:
+        return np.zeros((0, 3))
+    first, second = (torch.from_numpy(small[rows[:, side]])[:, None] for side in (0, 1))
+    found = [ms_ssim(*both) for both in zip(first.split(_AT_ONCE), second.split(_AT_ONCE), strict=True)]
+    return np.column_stack([rows, torch.cat(found).numpy()])
+
+
+def _spectral(spectra: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return log_spectral_distance(*(weights @ spectra / weights.sum() for weights in (a, b)))
 
 
 def _score_ratio(probabilities: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:

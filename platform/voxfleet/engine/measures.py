@@ -122,6 +122,8 @@ class Measurer:
         batch = torch.from_numpy(np.stack(clean)).to(self._measuring.device)
         arrays = {"small": pooled(batch[:, None], _SMALL_VOXELS).to(torch.float16), "latent": self._latents(batch)}
         arrays |= {f"slices {name}": self._of_slices(network, batch) for name, network in self._slice_networks.items()}
+        spectra = np.stack([anatomy.power_spectrum(volume, self._measuring.spacing_mm)[1] for volume in clean])
+        arrays["spectrum"] = torch.from_numpy(spectra)
         if self._classifier:
             arrays["probabilities"] = self._classifier.predict(batch[:, None])
             arrays["classifier"] = self._classifier.features(batch[:, None])
@@ -176,6 +178,7 @@ class Measured:
         affine: of the real volumes, (4, 4).
         scalars: figures, by their names.
         small: (n, d, h, w) float32, the volumes at a lower resolution.
+        spectra: (n, bins), power by frequency.
         features: (n, S, F) float32, by name and plane; S is 1 for features of a whole volume.
         probabilities: (n, classes) of the real set, by the classifier, if there is one.
     """
@@ -184,6 +187,7 @@ class Measured:
     affine: np.ndarray
     scalars: dict[str, np.ndarray]
     small: np.ndarray
+    spectra: np.ndarray
     features: dict[str, np.ndarray]
     probabilities: np.ndarray | None
 
@@ -210,4 +214,4 @@ def read_measured(measuring: Measuring, volumes: VolumeSet, files: Sequence[str]
         features[CLASSIFIER] = tensors(table, CLASSIFIER)[:, None]
         probabilities = tensors(table, "probabilities")
     small = tensors(table, "small")[:, 0].astype(np.float32)
-    return Measured(volumes, measuring.affine, scalars, small, features, probabilities)
+    return Measured(volumes, measuring.affine, scalars, small, tensors(table, "spectrum"), features, probabilities)
