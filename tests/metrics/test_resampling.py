@@ -49,6 +49,32 @@ def test_both_are_compared_at_the_size_of_half_the_real_set():
     assert set(drawn[40:]) == {(30, 50)}
 
 
+def test_what_copies_would_change_is_drawn_without_them():
+    drawn = []
+
+    def distance(a, b):
+        drawn.append((a.max(), b.max(), a.sum(), b.sum()))
+        return float(len(drawn))
+
+    found = compare(distance, pool_of(40, 21), repeats=20, seed=0, with_copies=False)
+    assert drawn == [(1, 1, 10, 10)] * 40
+    assert found.found.value == np.mean(np.arange(1, 21))
+    assert found.found.low < 2 < 19 < found.found.high
+    assert found.floor.value == np.mean(np.arange(21, 41))
+
+
+def test_the_spread_of_halves_is_that_of_the_whole():
+    rng, ends = np.random.default_rng(0), []
+    pool = pool_of(200, 100)
+    for _ in range(40):
+        values = rng.standard_normal(300)
+        found = compare(
+            mean_difference(values + 5 * (np.arange(300) >= 200)), pool, repeats=100, seed=0, with_copies=False
+        )
+        ends.append(found.found.low < 5 < found.found.high)
+    assert np.mean(ends) > 0.85
+
+
 def test_volumes_of_a_subject_are_drawn_together():
     subjects = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6])
     pool = Pool(subjects, np.arange(8), np.arange(8, 11))
@@ -74,5 +100,5 @@ def test_halves_share_nobody():
 
 
 def test_too_few_subjects_are_refused():
-    with pytest.raises(ValueError, match="fewer than 4 real or 2 synthetic"):
+    with pytest.raises(ValueError, match="too few subjects: 1 a side"):
         compared(np.zeros(5), pool_of(3, 2))

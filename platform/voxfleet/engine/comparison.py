@@ -150,6 +150,7 @@ class _Asked:
         data: in the object store; many figures share it.
         pool: the volumes.
         less_is_worse: whether a synthetic set falls short of real ones, instead of being too far from them.
+        with_copies: see ``compare``.
     """
 
     key: str
@@ -158,6 +159,7 @@ class _Asked:
     data: ray.ObjectRef
     pool: Pool
     less_is_worse: bool = False
+    with_copies: bool = True
 
 
 def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[Figure]]:
@@ -188,7 +190,7 @@ def _without_data(asked: _Asked) -> _Asked:
 def _figure(data: np.ndarray, asked: _Asked, repeats: int, seed: int) -> Figure:
     def make() -> Figure:
         distance = functools.partial(asked.distance, data)
-        comparison = compare(distance, asked.pool, repeats=repeats, seed=seed)
+        comparison = compare(distance, asked.pool, repeats=repeats, seed=seed, with_copies=asked.with_copies)
         found, floor = comparison.found, comparison.floor
         return Figure(
             key=asked.key,
@@ -223,7 +225,7 @@ def _distances(both: Both) -> Iterator[_Asked]:
 def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
     """Precision, recall, density and coverage by the features ``name``."""
     data = _coordinates.remote(both.features[name].mean(axis=1, keepdims=True), both.pool.real, both.components(name))
-    neighbours = max(1, min(_NEIGHBOURS, both.pool.n - 1))
+    neighbours = max(1, min(_NEIGHBOURS, both.pool.n // 2 - 1))
     for field in Manifold._fields:
         yield _Asked(
             key=f"{field}/{name}",
@@ -232,6 +234,7 @@ def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
             data=data,
             pool=both.pool,
             less_is_worse=True,
+            with_copies=False,
         )
 
 

@@ -60,18 +60,27 @@ class Pool:
         return weights
 
 
-def compare(distance: Distance, pool: Pool, *, repeats: int, seed: int) -> Comparison:
-    """``distance`` between the sets, its bootstrap interval, and the same between halves of the real set.
+def compare(distance: Distance, pool: Pool, *, repeats: int, seed: int, with_copies: bool = True) -> Comparison:
+    """``distance`` between the sets, its interval, and the same between halves of the real set.
 
-    Value and floor are means over draws, without replacement, of ``pool.n`` subjects a side: many distances depend on
-    that number.
+    Value and floor are means over draws, without replacement, of as many subjects a side: many distances depend on that
+    number. The interval is that of a bootstrap, whose draws hold subjects more than once.
+
+    Args:
+        distance: what is computed.
+        pool: the volumes.
+        repeats: of all draws.
+        seed: decides them.
+        with_copies: false for what copies of a subject would change, such as neighbours: there are half as many
+            subjects a side, and the interval is the spread of these halves, which is that of samples twice as large
+            (the delete-half jackknife: Shao & Wu, "A general theory for jackknife variance estimation", 1989).
 
     Raises:
-        ValueError: if there are fewer than 4 real or 2 synthetic subjects.
+        ValueError: if there are fewer than 2 subjects a side.
     """
-    n, rng = pool.n, np.random.default_rng(seed)
+    n, rng = pool.n if with_copies else pool.n // 2, np.random.default_rng(seed)
     if n < 2:
-        raise ValueError("there are fewer than 4 real or 2 synthetic subjects; more are needed")
+        raise ValueError(f"there are too few subjects: {n} a side, and it takes 2")
     real, synthetic = (np.unique(pool.subjects[rows]) for rows in (pool.real, pool.synthetic))
 
     def between(first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> float:
@@ -81,9 +90,12 @@ def compare(distance: Distance, pool: Pool, *, repeats: int, seed: int) -> Compa
     def half(subjects: np.ndarray) -> np.ndarray:
         return rng.choice(subjects, n, replace=False)
 
-    value = float(np.mean([between(half(real), half(synthetic), pool.synthetic) for _ in range(repeats)]))
+    values = [between(half(real), half(synthetic), pool.synthetic) for _ in range(repeats)]
     mixed = [half_and_half(real, n, rng) for _ in range(repeats)]
-    halves = [between(first, second, pool.real) for first, second in mixed]
+    floor = _spread([between(first, second, pool.real) for first, second in mixed], n)
+    if not with_copies:
+        return Comparison(_spread(values, n), floor)
+    value = float(np.mean(values))
     whole = bootstrap(
         lambda a, b: distance(pool.weights(pool.real, a), pool.weights(pool.synthetic, b)),
         pool.subjects[pool.real],
@@ -93,11 +105,12 @@ def compare(distance: Distance, pool: Pool, *, repeats: int, seed: int) -> Compa
         recentre=True,
     )
     shift = value - whole.value  # of sets as large as they are, to sets of n
-    low, high = np.quantile(halves, _TAILS)
-    return Comparison(
-        found=Interval(value, whole.low + shift, whole.high + shift, n),
-        floor=Interval(float(np.mean(halves)), float(low), float(high), n),
-    )
+    return Comparison(Interval(value, whole.low + shift, whole.high + shift, n), floor)
+
+
+def _spread(values: list[float], n: int) -> Interval:
+    low, high = np.quantile(values, _TAILS)
+    return Interval(float(np.mean(values)), float(low), float(high), n)
 
 
 def half_and_half(subjects: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
