@@ -354,7 +354,7 @@ def _dissimilarity_ratio(of_pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> 
 @ray.remote(num_cpus=1)
 def _ms_ssim(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """For each two ``rows``, (n, 2), these and the similarity of their volumes, (n, 3)."""
-    if min(small.shape[1:]) < _LEAST_EDGE:
+    if not len(rows) or min(small.shape[1:]) < _LEAST_EDGE:
         return np.zeros((0, 3))
     first, second = (torch.from_numpy(small[rows[:, side]])[:, None] for side in (0, 1))
     found = [ms_ssim(*both) for both in zip(first.split(_AT_ONCE), second.split(_AT_ONCE), strict=True)]
