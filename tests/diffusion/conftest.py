@@ -41,12 +41,8 @@ def _flow_ends(law, x, alpha, sigma):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small lose by threads: several times on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _small_tensors(one_thread):
+    """All tests here compute with few numbers."""
 
 
 @pytest.fixture(params=[GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])

@@ -8,19 +8,11 @@ from torch import nn
 
 from voxfleet.models.classifier import CLASSIFIERS, STAGES, ClassifierConfig, build_classifier
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ClassifierConfig(input_size=(16, 20, 16), width=0.25, depth=0.1)
 BOTH = [replace(TINY, name=name) for name in CLASSIFIERS]
 IDS = list(CLASSIFIERS)
 PAPERS = 20_177_488  # parameters of EfficientNetV2-S in 2D without its last layer, in torchvision's implementation
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Layers this small are slower on several, and much slower where others want the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def volumes(batch=2, shape=(16, 20, 16)):

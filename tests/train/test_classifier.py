@@ -18,18 +18,10 @@ from voxfleet.train.classifier import (
     train_classifier,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = ClassifierConfig(input_size=(8, 8, 8), width=0.25, depth=0.1)
 CONFIG = ClassifierTrainingConfig(epochs=4, batch_size=8, lr=3e-3)
 PLAIN = ClassifierAugmentConfig(shift=0, gamma=0.0, noise=0.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Layers this small are slower on several, and much slower where others want the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def planted(rows, seed, low=0.0):
