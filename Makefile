@@ -1,4 +1,4 @@
-# make demo   the whole path, from a simulated cohort to synthetic volumes (about 9 minutes on two cores, and installation)
+# make demo   the whole path, from a simulated cohort to synthetic volumes (about 11 minutes on two cores, and installation)
 # make test   the default tests;  make test-slow  the long ones;  make lint  style and types
 # Each installs what it needs into .venv first, once.
 
