@@ -46,6 +46,9 @@ JOBS = {
     ),
     "decode": Job("generation.DecodeConfig", "decode", "decode latent shards to volumes"),
     "interpolate": Job("generation.InterpolateConfig", "interpolate", "show the way between two samples or subjects"),
+    "train-segmenter": Job(
+        "segmentation.TrainSegmenterConfig", "train_segmenter", "train a segmenter of the hippocampi on label maps"
+    ),
     "evaluate": Job(
         "evaluation.EvaluateConfig", "evaluate", "compare synthetic with real volumes: figures, gate, page"
     ),
@@ -82,7 +85,7 @@ def run_job(job: str, config: Any) -> None:
 
 def usage() -> str:
     """What `voxfleet --help` prints."""
-    lines = [f"  {name:<14} {job.help}" for name, job in JOBS.items()]
+    lines = [f"  {name:<15} {job.help}" for name, job in JOBS.items()]
     return "\n".join(
         [
             "usage: voxfleet JOB --config FILE [--key.sub value ...]",

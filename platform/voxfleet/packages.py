@@ -7,6 +7,7 @@ Letters: B batch, C channels, D/H/W voxels.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from voxfleet.models.execution import (
     for_inference,
     resolve_precision,
 )
+from voxfleet.models.segmenter import Segmenter, SegmenterConfig, build_segmenter, structure_voxels
 from voxfleet.models.vae import AutoencoderConfig, build_autoencoder, decode, encode
 
 FORMAT_VERSION = 1
@@ -45,7 +47,7 @@ def fingerprint(weights: bytes, architecture: Mapping[str, Any]) -> str:
 
 
 def write_package(folder: str, kind: str, weights: dict[str, Tensor], document: dict[str, Any]) -> str:
-    """Write a package of ``kind`` ("model", "autoencoder" or "classifier") and return its fingerprint.
+    """Write a package of ``kind`` ("model", "autoencoder", "classifier" or "segmenter") and return its fingerprint.
 
     ``document`` holds the architecture under "architecture", and whatever else use of the model needs. The
     configuration is written last: a folder without it is unfinished.
@@ -362,7 +364,45 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> Classifi
     )
 
 
-def architecture(config: DiT3DConfig | AutoencoderConfig | ClassifierConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SegmenterBundle:
+    """A loaded segmenter of the left and the right hippocampus, and the size of the voxels that it knows."""
+
+    model: Segmenter
+    spacing_mm: tuple[float, ...]
+    fingerprint: str
+
+    @torch.inference_mode()
+    def volumes_ml(self, volumes: Tensor) -> Tensor:
+        """Volumes of the left and the right hippocampus in ml, (B, 2), in volumes (B, 1, D, H, W) in [0, 1]."""
+        return structure_voxels(self._logits(volumes)) * math.prod(self.spacing_mm) / 1000
+
+    @torch.inference_mode()
+    def shares(self, volumes: Tensor) -> Tensor:
+        """The share of each voxel that the hippocampi fill, (B, 2, D, H, W), of volumes (B, 1, D, H, W) in [0, 1]."""
+        return self._logits(volumes).softmax(dim=1)[:, 1:]
+
+    def _logits(self, volumes: Tensor) -> Tensor:
+        return self.model(volumes.to(next(self.model.parameters()).device, torch.float32))
+
+
+def load_segmenter(folder: str, device: str | torch.device = "cpu") -> SegmenterBundle:
+    """Load a segmenter package.
+
+    Raises:
+        UserError: if the package is missing or damaged.
+    """
+    document = read_package_config(folder, "segmenter")
+    model = build_segmenter(SegmenterConfig(**_tuples(document["architecture"])))
+    _read_weights(folder, document, model)
+    return SegmenterBundle(
+        model=model.eval().to(device),
+        spacing_mm=tuple(document["geometry"]["spacing_mm"]),
+        fingerprint=document["fingerprint"],
+    )
+
+
+def architecture(config: DiT3DConfig | AutoencoderConfig | ClassifierConfig | SegmenterConfig) -> dict[str, Any]:
     """A model's configuration as JSON holds it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 

@@ -9,7 +9,9 @@ import torch
 from isal import igzip
 from scipy import ndimage
 
+from voxfleet import storage
 from voxfleet.config.evaluation import EvaluateConfig
+from voxfleet.data import nifti
 from voxfleet.data.cohort import SimulationConfig, Simulator, subject_files
 from voxfleet.data.preprocess import PreprocessConfig, preprocess
 from voxfleet.data.sets import VolumeSet
@@ -37,7 +39,7 @@ class Cohort:
     def __init__(self, folder):
         simulator = Simulator(SimulationConfig(spacing_mm=SPACING))
         config = PreprocessConfig(spacing_mm=(SPACING,) * 3, shape=SHAPE)
-        volumes, groups = [], []
+        volumes, groups, maps = [], [], []
         for index in range(PEOPLE):
             subject = simulator.simulate(index)
             files = subject_files(subject)
@@ -46,8 +48,11 @@ class Cohort:
                 prepared = preprocess(nib.Nifti1Image.from_bytes(stream.read()), config)
             volumes.append(prepared.data.astype(np.float32))
             groups.append(CLASSES.index(subject.participant["group"]))
+            maps.append(str(folder / f"{index}_dseg.nii.gz"))
+            storage.write_bytes(maps[-1], nifti.encode(subject.labels, subject.affine))
         order = np.random.default_rng(0).permutation(PEOPLE)
         half = PEOPLE // 2
+        maps = [maps[place] for place in order]
         self.volumes, self.labels, self.affine = np.stack(volumes)[order], np.array(groups)[order], prepared.affine
         torch.manual_seed(0)
         autoencoder = AutoencoderConfig(channels=(4, 8), num_res_blocks=(1, 1), norm_num_groups=4)
@@ -62,6 +67,15 @@ class Cohort:
             slice_networks=(EFFICIENTNET,),
             inception=None,
             classifier=None,
+            segmenter=None,
+            label_maps={
+                "real": {f"real-{number}": uri for number, uri in enumerate(maps[:half])},
+                **{
+                    name: {f"{name}-{number}": uri for number, uri in enumerate(maps[half:])}
+                    for name in ("half", "swapped")
+                },
+            },
+            label_values=(1, 2),
             threads=1,
             device="cpu",
         )
@@ -82,9 +96,10 @@ class Cohort:
         files = [measure(unit, content)[0]["file"] for unit, content in units({name: volumes}).items()]
         return read_measured(self.measuring, volumes, files)
 
-    def judged(self, name, volumes, affine=None):
+    def judged(self, name, volumes, affine=None, labels=None):
         """The figures of a synthetic set, and those among them that failed."""
-        made = self.measured(name, volumes.astype(np.float32), self.other_labels, ["synthetic"] * len(volumes), affine)
+        labels = self.other_labels if labels is None else labels
+        made = self.measured(name, volumes.astype(np.float32), labels, ["synthetic"] * len(volumes), affine)
         config = EvaluateConfig(output="-", volumes="-", autoencoder="-", synthetic="-", repeats=60)
         verdict = judge(self.real, made, config, 2)
         figures = [figure for group in verdict.figures.values() for figure in group]
@@ -100,6 +115,8 @@ def test_other_people_pass_everything(cohort):
     verdict, failed = cohort.judged("half", cohort.others)
     assert failed == set()
     assert verdict.words == "release: pass"
+    effects = {figure.key: figure for figure in verdict.figures["Anatomy"]}
+    assert effects["effect/hippocampus_asymmetry"].floor.low > 1  # the disease is there to be seen
 
 
 def noisy(volumes, amount):
@@ -153,6 +170,12 @@ def test_people_who_were_trained_on_are_found_in_the_set(cohort, name, disguise,
     assert verdict.words.startswith("release: fail: copies of training volumes")
     assert {synthetic for synthetic, _ in verdict.pairs} <= set(range(5))
     assert all(synthetic == trained for synthetic, trained in verdict.pairs)
+
+
+def test_swapped_labels_are_caught(cohort):
+    _, failed = cohort.judged("swapped", cohort.others, labels=1 - cohort.other_labels)
+    assert {"effect/hippocampus_asymmetry", "effect/hippocampus_smaller_ml"} <= failed
+    assert not {key for key in failed if not key.startswith(("effect/", "kid/", "frechet/"))}
 
 
 def test_a_set_that_lies_elsewhere_is_caught(cohort):

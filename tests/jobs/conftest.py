@@ -42,6 +42,7 @@ EXTRA = {  # jobs that are no part of the path
         *["--model.width", "0.25", "--model.depth", "0.1", "--training.epochs", "1"],
         *["--folds", "2", "--mix", "[50]"],
     ],
+    "train-segmenter": ["--model.channels", "[4,8]", "--training.epochs", "2", "--resources.cpus_per_worker", "1"],
     "interpolate": ["--sampler.steps", "4", "--points", "3"],
     "tune": [
         *["--model.input_size", "[8,10,8]", "--model.hidden_size", "24", "--model.num_heads", "2"],
@@ -51,7 +52,7 @@ EXTRA = {  # jobs that are no part of the path
     ],
 }
 _DEADLINE_S = 240
-PATHS = ("output", "package", "data", "autoencoder", "model", "synthetic", "volumes", "page")
+PATHS = ("output", "package", "data", "autoencoder", "model", "synthetic", "volumes", "page", "labels")
 
 
 @dataclass(frozen=True)

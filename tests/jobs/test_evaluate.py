@@ -15,6 +15,7 @@ from voxfleet.data import nifti
 from voxfleet.data.sets import open_set
 from voxfleet.data.shards import table_bytes
 from voxfleet.models.classifier import ClassifierConfig, build_classifier
+from voxfleet.models.segmenter import SegmenterConfig, build_segmenter
 from voxfleet.packages import architecture, write_package
 
 
@@ -28,7 +29,7 @@ class Means(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory, workspace):
-    """A TorchScript network for slices, and the package of a classifier of random weights."""
+    """A TorchScript network for slices, and packages of a classifier and a segmenter of random weights."""
     folder = tmp_path_factory.mktemp("networks")
     torch.jit.save(torch.jit.script(Means()), folder / "slices.pt")
     torch.manual_seed(0)
@@ -41,6 +42,9 @@ def networks(tmp_path_factory, workspace):
         "training": {},
     }
     write_package(str(folder / "classifier"), "classifier", build_classifier(config).state_dict(), document)
+    segmenter = SegmenterConfig(channels=(4, 8))
+    document = {"architecture": architecture(segmenter), "geometry": {"spacing_mm": [10.0, 10.0, 10.0]}}
+    write_package(str(folder / "segmenter"), "segmenter", build_segmenter(segmenter).state_dict(), document)
     return folder
 
 
@@ -81,7 +85,8 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     shifted = moved.affine + np.array([[0, 0, 0, 3], *[[0] * 4] * 3])
     nib.save(nib.Nifti1Image(moved.get_fdata().astype(np.float32), shifted), synthetic / second)
     more = ["--features.inception", str(networks / "slices.pt"), "--features.slices", "2"]
-    more += ["--features.classifier", str(networks / "classifier"), "--release.enforce", "true"]
+    more += ["--features.classifier", str(networks / "classifier"), "--release.enforce", "true", "--saliency", "2"]
+    more += ["--hippocampi.segmenter", str(networks / "segmenter")]
     arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html"), *more]
     assert workspace.run("evaluate", *arguments) == 3
     assert "synthetic must not be released: volumes that are finite: 0.833 (wanted: all)" in capsys.readouterr().err
@@ -97,6 +102,12 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     assert figures["class/all"]["found"]["n"] == 5  # without the one that is not finite
     assert figures["class/all"]["floor"]["n"] == 2  # the real people of the test split
     assert figures["inception_score"]["found"]
+    assert figures["anatomy/hippocampus_asymmetry"]["found"]
+    assert figures["effect/hippocampi_ml"]["floor"]["n"] == 12
+    for way in ("grad-cam", "smooth_gradients"):
+        inside = figures[f"saliency/{way}/TLE/hippocampi"]
+        assert inside["found"]["n"] == inside["floor"]["n"] == 2
+    assert "The hippocampi are outlined" in (out / "page.html").read_text()
     stamp = json.loads((synthetic / "release.json").read_text())
     assert stamp["release"] == "fail"
     assert stamp["reasons"][0].startswith("volumes that are finite")
@@ -128,6 +139,7 @@ def test_sets_that_cannot_be_compared(fails, workspace, networks, tmp_path):
     synthetic = str(with_rows(copied(workspace, tmp_path), lambda table: table.slice(0, 0)))
     assert "lists no images" in line("--synthetic", synthetic)
     assert "a synthetic set is named real" in line("--synthetic", f"{{real: {synthetic}}}")
+    assert "hippocampi.maps names real; it must name real, synthetic" in line("--hippocampi.maps", "{real: maps}")
     assert "features.slices is 0" in line("--features.slices", "0")
     assert "release.alpha is 2" in line("--release.alpha", "2")
     assert not (tmp_path / "report").exists()

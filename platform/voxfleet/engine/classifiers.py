@@ -22,9 +22,10 @@ from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.output import as_document
 from voxfleet.engine.units import Rows
 from voxfleet.errors import UserError
-from voxfleet.models.classifier import ClassifierConfig
+from voxfleet.models.classifier import Classifier, ClassifierConfig
 from voxfleet.packages import architecture, write_package
-from voxfleet.train.classifier import Samples, TrainedClassifier, predict, train_classifier
+from voxfleet.train.classifier import Samples, predict, train_classifier
+from voxfleet.train.fitting import Fitted
 
 PACKAGE, HISTORY = "package", "history.json"
 HELD_OUT = "fold"  # the part of the predictions that a classifier makes for the fold that it was trained without
@@ -181,7 +182,7 @@ class Training:
         config, table = self.study.config, self.study.table
         training, validation, draws = self.study.rows(unit)
         seed = np.random.SeedSequence((config.seed, unit.seed, unit.fold + 1)).generate_state(1)[0]
-        trained = train_classifier(
+        model, fitted = train_classifier(
             self.study.model,
             config.training,
             self._samples(training),
@@ -191,8 +192,8 @@ class Training:
             draws=draws,
         )
         if unit.regime == PACKAGE:
-            self._write(trained)
-        facts = {"best_epoch": trained.best["epoch"], "val_loss": trained.best["val_loss"]}
+            self._write(model, fitted)
+        facts = {"best_epoch": fitted.best["epoch"], "val_loss": fitted.best["val_loss"]}
         facts["seconds"] = time.monotonic() - began
         parts = {TEST: table.of(TEST), HELD_OUT: table.in_fold(unit.fold)}
         if unit.regime in (PACKAGE, REAL.key):
@@ -200,24 +201,24 @@ class Training:
         return [
             {"part": part, "row": row, "probabilities": probabilities, **facts}
             for part, rows in parts.items()
-            for row, probabilities in zip(rows.tolist(), self._predict(trained, rows), strict=True)
+            for row, probabilities in zip(rows.tolist(), self._predict(model, rows), strict=True)
         ]
 
     def _samples(self, rows: np.ndarray) -> Samples:
         return Samples(self.volumes.__getitem__, rows, self.study.table.labels[rows])
 
-    def _predict(self, trained: TrainedClassifier, rows: np.ndarray) -> list[list[float]]:
+    def _predict(self, model: Classifier, rows: np.ndarray) -> list[list[float]]:
         size = self.study.config.training.batch_size
-        return predict(trained.model, self._samples(rows), batch_size=size).tolist()
+        return predict(model, self._samples(rows), batch_size=size).tolist()
 
-    def _write(self, trained: TrainedClassifier) -> None:
+    def _write(self, model: Classifier, fitted: Fitted) -> None:
         config, manifest = self.study.config, self.study.manifest
         document = {
             "architecture": architecture(self.study.model),
             "classes": list(manifest.classes),
             "shape": list(manifest.shape),
             "geometry": manifest.geometry,
-            "training": {"voxfleet": __version__, "data": manifest.digest, "best": trained.best, **as_document(config)},
+            "training": {"voxfleet": __version__, "data": manifest.digest, "best": fitted.best, **as_document(config)},
         }
-        storage.write_json(storage.join(config.output, HISTORY), trained.history)
-        write_package(storage.join(config.output, PACKAGE), "classifier", trained.model.state_dict(), document)
+        storage.write_json(storage.join(config.output, HISTORY), fitted.history)
+        write_package(storage.join(config.output, PACKAGE), "classifier", model.state_dict(), document)

@@ -37,6 +37,9 @@ ANATOMY = {
     "symmetry": "left-right symmetry",
     "sharpness": "sharpness",
     "brain_mean": "mean intensity of the brain",
+    "hippocampi_ml": "hippocampal volume",
+    "hippocampus_smaller_ml": "volume of the smaller hippocampus",
+    "hippocampus_asymmetry": "hippocampal asymmetry",
 }
 
 
@@ -124,6 +127,11 @@ class Both:
             else None,
             held_out=both(real.volumes.splits == "test", np.zeros(len(synthetic), bool)),
         )
+
+    @property
+    def anatomy(self) -> dict[str, str]:
+        """Names of the anatomical figures that were measured, by their keys."""
+        return {key: name for key, name in ANATOMY.items() if not np.isnan(self.scalars[key]).all()}
 
     def components(self, name: str) -> int:
         """How many principal axes of the features ``name`` Frechet distances are taken along.
@@ -296,7 +304,7 @@ def _found(key: str, name: str, right: np.ndarray, pool: Pool, both: Both) -> Fi
 
 def _anatomy(both: Both) -> Iterator[_Asked]:
     """How far the synthetic set's anatomy is from the real one, in standard deviations."""
-    for key, name in ANATOMY.items():
+    for key, name in both.anatomy.items():
         data = ray.put(both.scalars[key])
         label = f"{name}, difference in standard deviations"
         yield _Asked(key=f"anatomy/{key}", name=label, distance=_standardised, data=data, pool=both.pool)
@@ -306,7 +314,7 @@ def effect_figures(both: Both) -> Iterator[Figure]:
     """How far the second class is from the first, in each set: does the synthetic one carry the disease?"""
     if len(both.classes) != 2:
         return
-    for key, name in ANATOMY.items():
+    for key, name in both.anatomy.items():
         title = f"{name}, {both.classes[1]} less {both.classes[0]} (Hedges' g)"
         yield attempted(
             f"effect/{key}", title, functools.partial(_effect, f"effect/{key}", title, both, both.scalars[key])

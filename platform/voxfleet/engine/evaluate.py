@@ -7,7 +7,8 @@ import ray
 import torch
 
 from voxfleet import __version__, storage
-from voxfleet.config.evaluation import EvaluateConfig
+from voxfleet.config.evaluation import REAL, EvaluateConfig
+from voxfleet.data.label_maps import find_label_maps
 from voxfleet.data.sets import VolumeSet, open_set
 from voxfleet.data.synthetic import MANIFEST, RELEASE
 from voxfleet.engine.cluster import gpus_per_worker, ray_errors
@@ -25,18 +26,18 @@ from voxfleet.engine.measures import (
     units,
 )
 from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.saliency import look, saliency_figures, saliency_pictures
 from voxfleet.engine.units import Ledger, Pool, run_units
 from voxfleet.engine.verdict import Verdict, judge
 from voxfleet.errors import GateError, UserError
 from voxfleet.metrics.image import psnr, ssim
 from voxfleet.metrics.statistics import Interval
-from voxfleet.packages import autoencoder_config, load_autoencoder, load_classifier, read_package_config
+from voxfleet.packages import autoencoder_config, load_autoencoder, load_classifier, load_segmenter, read_package_config
 from voxfleet.report.figures import loss_curves, mosaic
 from voxfleet.report.page import Check, Page, Picture
 from voxfleet.tracking.base import Tracker
 
 FIGURES = "figures.json"
-REAL = "real"
 _SHOWN = 6  # volumes of a class in a mosaic
 _PAIRS = 3  # nearest pairs that are shown
 _REBUILT = 64  # test volumes, at most
@@ -59,11 +60,19 @@ def run(config: EvaluateConfig) -> None:
         return
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output, workers=True) as tracker:
-        measured = _measure(config, sets, package)
+        gpus = gpus_per_worker(config.resources)
+        measuring = _measuring(config, sets, package, "cuda" if gpus else "cpu")
+        measured = _measure(config, measuring, sets, gpus)
         rebuilt, quality = _rebuild(config, sets[REAL])
-        verdicts = {name: judge(measured[REAL], measured[name], config, _PAIRS) for name in config.synthetic_sets}
+        views = look(measuring, sets, config.saliency, gpus)
+        verdicts = {
+            name: judge(measured[REAL], measured[name], config, _PAIRS).with_group(
+                "Saliency", saliency_figures(views, name, repeats=config.repeats, seed=config.seed)
+            )
+            for name in config.synthetic_sets
+        }
         documents = {name: verdict.document() for name, verdict in verdicts.items()}
-        sections = _pictures(sets, verdicts, rebuilt)
+        sections = saliency_pictures(views) | _pictures(sets, verdicts, rebuilt)
         sections["Training"] = [Picture(loss_curves(points, run), f"run {run}") for run, points in histories.items()]
         page = _page(config, sets, verdicts, quality, sections)
         _stamp(config, sets, documents)
@@ -91,8 +100,6 @@ def _open_sets(config: EvaluateConfig) -> dict[str, VolumeSet]:
     if sets[REAL].affine is None:
         raise UserError(f"volumes {config.volumes} are no volume shards; give the folder that prepare made")
     for name, folder in config.synthetic_sets.items():
-        if name == REAL:
-            raise UserError(f"a synthetic set is named {REAL}; give it another name")
         sets[name] = open_set(storage.absolute(folder))
         if unknown := sorted(set(sets[name].classes) - set(sets[REAL].classes)):
             raise UserError(f"{folder} has class {unknown[0]}; the real ones are {', '.join(sets[REAL].classes)}")
@@ -106,10 +113,10 @@ def _is_current(config: EvaluateConfig, compared: dict[str, str]) -> bool:
     return there and storage.read_json(uri)["compared"] == compared
 
 
-def _measure(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict[str, Any]) -> dict[str, Measured]:
+def _measure(
+    config: EvaluateConfig, measuring: Measuring, sets: dict[str, VolumeSet], gpus: float
+) -> dict[str, Measured]:
     """What is found of each volume, by set; pieces that an earlier run measured are kept."""
-    gpus = gpus_per_worker(config.resources)
-    measuring = _measuring(config, sets, package, "cuda" if gpus else "cpu")
     work, total = units(sets), sum(map(len, sets.values()))
     progress = Progress("evaluate", total, "volumes")
     found = run_units(
@@ -144,6 +151,7 @@ def _measuring(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict
                 f"features.classifier {classifier} tells {', '.join(known.classes)} in volumes of {known.shape}; the "
                 f"real ones are {', '.join(real.classes)}, {first.shape}; train one on these"
             )
+    hippocampi = config.hippocampi.maps or {}
     used = {EFFICIENTNET: config.features.has_efficientnet, INCEPTION: config.features.inception is not None}
     return Measuring(
         folder=storage.absolute(config.output),
@@ -154,9 +162,26 @@ def _measuring(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict
         slice_networks=tuple(name for name, is_used in used.items() if is_used),
         inception=config.features.inception and storage.absolute(config.features.inception),
         classifier=classifier,
+        segmenter=_segmenter(config, real),
+        label_maps={name: find_label_maps(where, sets[name].subjects) for name, where in hippocampi.items()},
+        label_values=config.hippocampi.values.values,
         threads=config.resources.cpus_per_worker,
         device=device,
     )
+
+
+def _segmenter(config: EvaluateConfig, real: VolumeSet) -> str | None:
+    """The package by which hippocampi are measured, if that is wanted."""
+    if config.hippocampi.segmenter is None:
+        return None
+    folder = storage.absolute(config.hippocampi.segmenter)
+    spacing = np.linalg.norm(np.asarray(real.affine)[:3, :3], axis=0)
+    if not np.allclose(known := load_segmenter(folder).spacing_mm, spacing, rtol=1e-3):
+        raise UserError(
+            f"hippocampi.segmenter {folder} knows voxels of {known} mm, the real ones have {tuple(spacing.tolist())}; "
+            "train one on these"
+        )
+    return folder
 
 
 def _rebuild(config: EvaluateConfig, real: VolumeSet) -> tuple[dict[int, np.ndarray], dict[str, float]]:

@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional
 
 from voxfleet import storage
+from voxfleet.data import nifti
+from voxfleet.data.label_maps import label_volumes
 from voxfleet.data.quality import volume_checks
 from voxfleet.data.sets import VolumeSet
 from voxfleet.data.shards import read_shard, table_bytes, tensors
@@ -21,7 +23,7 @@ from voxfleet.engine.units import Rows
 from voxfleet.errors import UserError
 from voxfleet.metrics import anatomy
 from voxfleet.models.slice_features import SliceNetwork, efficientnet_lite0, scripted
-from voxfleet.packages import load_autoencoder, load_classifier
+from voxfleet.packages import load_autoencoder, load_classifier, load_segmenter
 
 PLANES = ("sagittal", "coronal", "axial")  # across the axes of a volume in RAS
 EFFICIENTNET, INCEPTION, AUTOENCODER = "EfficientNet-Lite0", "Inception", "autoencoder"
@@ -46,6 +48,9 @@ class Measuring:
         slice_networks: names of those that are used.
         inception: TorchScript file of the Inception, if used.
         classifier: package of a classifier, if used.
+        segmenter: package of a segmenter, if used.
+        label_maps: of the subjects of each set, by its name, where hippocampi are measured by these.
+        label_values: of the left and the right hippocampus in them.
         threads: of a worker.
         device: cpu or cuda.
     """
@@ -58,6 +63,9 @@ class Measuring:
     slice_networks: tuple[str, ...]
     inception: str | None
     classifier: str | None
+    segmenter: str | None
+    label_maps: Mapping[str, Mapping[str, str]]
+    label_values: tuple[int, int]
     threads: int
     device: str
 
@@ -92,6 +100,7 @@ class Measurer:
         self._measuring, self._sets = measuring, sets
         self._autoencoder = load_autoencoder(measuring.autoencoder, measuring.device)
         self._classifier = measuring.classifier and load_classifier(measuring.classifier, measuring.device)
+        self._segmenter = measuring.segmenter and load_segmenter(measuring.segmenter, measuring.device)
         self._slice_networks = {name: self._slice_network(name) for name in measuring.slice_networks}
 
     def _slice_network(self, name: str) -> SliceNetwork:
@@ -120,6 +129,7 @@ class Measurer:
         found = [{**check, **self._anatomy(volume)} for check, volume in zip(checks, clean, strict=True)]
         columns |= {key: [values[key] for values in found] for key in found[0]}
         batch = torch.from_numpy(np.stack(clean)).to(self._measuring.device)
+        columns |= anatomy.hippocampal_figures(self._hippocampi(name, rows, batch))
         arrays = {"small": pooled(batch[:, None], _SMALL_VOXELS).to(torch.float16), "latent": self._latents(batch)}
         arrays |= {f"slices {name}": self._of_slices(network, batch) for name, network in self._slice_networks.items()}
         spectra = np.stack([anatomy.power_spectrum(volume, self._measuring.spacing_mm)[1] for volume in clean])
@@ -139,6 +149,15 @@ class Measurer:
             return anatomy.measures(volume, self._measuring.spacing_mm)
         except ValueError:
             return dict.fromkeys(anatomy.MEASURES, math.nan)
+
+    def _hippocampi(self, name: str, rows: list[int], batch: torch.Tensor) -> np.ndarray:
+        """Volumes of the left and the right one (ml), (n, 2); NaN where they are not known."""
+        if self._segmenter:
+            return self._segmenter.volumes_ml(batch[:, None]).cpu().numpy()
+        maps = self._measuring.label_maps.get(name, {})
+        uris = [maps.get(str(subject)) for subject in self._sets[name].subjects[rows]]
+        values = self._measuring.label_values
+        return np.array([label_volumes(nifti.read(uri), values) if uri else [math.nan] * 2 for uri in uris])
 
     def _latents(self, batch: torch.Tensor) -> torch.Tensor:
         """(n, values) float32: the means of the volumes' latents, pooled where they are large."""

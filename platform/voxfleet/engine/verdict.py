@@ -27,6 +27,10 @@ class Verdict:
     figures: dict[str, list[Figure]]
     pairs: list[tuple[int, int]]
 
+    def with_group(self, group: str, figures: list[Figure]) -> "Verdict":
+        """This verdict with another group of figures, if there are any."""
+        return dataclasses.replace(self, figures=self.figures | {group: figures}) if figures else self
+
     @property
     def reasons(self) -> list[str]:
         """Why the set must not be released; none if it may be."""

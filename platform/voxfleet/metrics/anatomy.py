@@ -1,4 +1,4 @@
-"""Anatomy of one volume: tissues, contrast, symmetry, sharpness, spectrum, and hippocampi from a label map.
+"""Anatomy of one volume: tissues, contrast, symmetry, sharpness, spectrum; and what hippocampal volumes say.
 
 Volumes are (D, H, W) skull-stripped T1-weighted heads, intensities in [0, 1], background 0, axes right, anterior and
 superior; spacing is in mm along each axis.
@@ -230,33 +230,25 @@ def log_spectral_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.square(decibel[0] - decibel[1]).mean()))
 
 
-def hippocampi(labels: np.ndarray, spacing_mm: Sequence[float], left: int = 1, right: int = 2) -> dict[str, float]:
-    """Volumes of the hippocampi in a label map, ``left_ml`` and ``right_ml``, and their ``asymmetry``.
+def hippocampal_figures(volumes_ml: np.ndarray) -> dict[str, list[float]]:
+    """What the volumes (ml) of the left and the right hippocampus of n people say, each (n,).
+
+    Epilepsy shrinks one of them, whichever it is; so what tells it is their absolute asymmetry, 2 |L - R| / (L + R),
+    from 0 to 2, and the volume of the smaller one.
 
     Args:
-        labels: (D, H, W).
-        spacing_mm: voxel size.
-        left: value of the left hippocampus.
-        right: value of the right one.
+        volumes_ml: (n, 2); NaN where a volume is not known.
 
-    Raises:
-        ValueError: if it is no volume, the spacing is not three positive numbers, or both are missing.
+    Returns:
+        ``hippocampi_ml`` (both), ``hippocampus_smaller_ml`` and ``hippocampus_asymmetry``, which is NaN where there is
+        no hippocampus at all.
     """
-    _check_volume(labels)
-    voxel_ml = math.prod(_spacing(spacing_mm)) / 1000
-    volumes = [float(np.count_nonzero(labels == side) * voxel_ml) for side in (left, right)]
-    return {"left_ml": volumes[0], "right_ml": volumes[1], "asymmetry": asymmetry(*volumes)}
-
-
-def asymmetry(left: float, right: float) -> float:
-    """2 (L - R) / (L + R), from -2 to 2: negative where the left is the smaller.
-
-    Raises:
-        ValueError: if one is negative or not finite, or both are 0.
-    """
-    if not (math.isfinite(left + right) and min(left, right) >= 0 and left + right > 0):
-        raise ValueError(f"volumes are {left:g} and {right:g}; there must be at least one of the two hippocampi")
-    return 2 * (left - right) / (left + right)
+    left, right = np.asarray(volumes_ml, dtype=np.float64).T
+    both = left + right
+    with np.errstate(invalid="ignore", divide="ignore"):
+        asymmetry = 2 * np.abs(left - right) / both
+    figures = {"hippocampi_ml": both, "hippocampus_smaller_ml": np.minimum(left, right)}
+    return {name: values.tolist() for name, values in {**figures, "hippocampus_asymmetry": asymmetry}.items()}
 
 
 def _check_volume(volume: np.ndarray) -> None:

@@ -3,7 +3,6 @@
 The same seed gives the same weights: bit for bit on a CPU with as many threads.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from voxfleet.errors import UnfitError
 from voxfleet.models.classifier import Classifier, ClassifierConfig, build_classifier
-from voxfleet.models.execution import autocast, check_precision
-from voxfleet.train.optim import OptimConfig, build_optimizer, learning_rate
+from voxfleet.models.execution import autocast
+from voxfleet.train.fitting import FitConfig, Fitted, fit
 
-_CLIP_NORM = 1.0
 _SAGITTAL = 2  # the axis of (B, C, D, H, W) that goes from left to right in RAS
 
 
@@ -46,7 +43,7 @@ class ClassifierAugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierTrainingConfig:
+class ClassifierTrainingConfig(FitConfig):
     """How a classifier is trained: AdamW, a linear warm-up, a cosine to zero; the best epoch is kept.
 
     Args:
@@ -55,36 +52,22 @@ class ClassifierTrainingConfig:
         lr: highest learning rate.
         weight_decay: AdamW's decoupled weight decay.
         warmup: share of the steps over which the rate rises to lr.
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
         label_smoothing: share of the probability that is spread over all classes.
         validation: share of the subjects to train on that choose the best epoch instead (lowest cross-entropy).
-        precision: float32, bfloat16, or auto: bfloat16 on a GPU, float32 elsewhere.
         augment: changes of the volumes.
     """
 
-    epochs: int = 60
-    batch_size: int = 8
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
     label_smoothing: float = 0.1
     validation: float = 0.2
-    precision: str = "auto"
     augment: ClassifierAugmentConfig = field(default_factory=ClassifierAugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.lr <= 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation is {self.validation}; it must be between 0 and 1")
-        check_precision(self.precision)
 
 
 @dataclass(frozen=True)
@@ -107,21 +90,6 @@ class Samples:
         return volumes[:, None].to(device), torch.from_numpy(self.labels[places]).to(device)
 
 
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """What a training leaves.
-
-    Attributes:
-        model: with the weights of the best epoch, in evaluation mode.
-        history: ``step``, ``epoch``, ``lr``, ``loss``, ``val_loss`` and ``val_accuracy`` of each epoch.
-        best: the best epoch's entry.
-    """
-
-    model: Classifier
-    history: list[dict[str, float]]
-    best: dict[str, float]
-
-
 def train_classifier(
     model_config: ClassifierConfig,
     config: ClassifierTrainingConfig,
@@ -131,8 +99,8 @@ def train_classifier(
     seed: int,
     device: str | torch.device = "cpu",
     draws: int | None = None,
-) -> TrainedClassifier:
-    """Train one classifier.
+) -> tuple[Classifier, Fitted]:
+    """Train one classifier; it has the weights of its best epoch, and its validation ``val_accuracy`` too.
 
     Args:
         model_config: the network.
@@ -150,54 +118,29 @@ def train_classifier(
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return _train(model_config, config, training, validation, seed, device, draws or len(training.rows))
+        model = build_classifier(model_config).to(device)
+
+        def order(epoch: int) -> np.ndarray:
+            rng = np.random.default_rng((seed, epoch))
+            return balanced_epoch(training.labels, draws or len(training.rows), rng)
+
+        def loss_of(places: np.ndarray) -> Tensor:
+            volumes, labels = training.batch(places, device)
+            with autocast(device, config.precision):
+                logits = model(augmented(volumes, config.augment))
+                return functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+
+        return model, fit(model, config, order, loss_of, lambda: _validated(model, config, validation))
 
 
-def _train(
-    model_config: ClassifierConfig,
-    config: ClassifierTrainingConfig,
-    training: Samples,
-    validation: Samples,
-    seed: int,
-    device: torch.device,
-    draws: int,
-) -> TrainedClassifier:
-    model = build_classifier(model_config).to(device)
-    steps = math.ceil(draws / config.batch_size)
-    total = steps * config.epochs
-    optim = OptimConfig(
-        lr=config.lr, weight_decay=config.weight_decay, warmup_steps=round(config.warmup * total), final_lr_ratio=0.0
-    )
-    optimizer = build_optimizer(optim, _parameter_groups(model))
-    history: list[dict[str, float]] = []
-    best: dict[str, float] = {"val_loss": math.inf}
-    weights: dict[str, Tensor] = {}
-    for epoch in range(config.epochs):
-        order = balanced_epoch(training.labels, draws, np.random.default_rng((seed, epoch)))
-        model.train()
-        losses = []
-        for number, places in enumerate(np.array_split(order, steps)):
-            step = epoch * steps + number
-            _set_rate(optimizer, learning_rate(optim, step, total))
-            losses.append(_step(model, optimizer, *training.batch(places, device), config) * len(places))
-        loss = float(torch.stack(losses).sum()) / draws
-        scores = predict(model, validation, batch_size=config.batch_size, precision=config.precision)
-        chosen = scores[np.arange(len(scores)), validation.labels]
-        point = {
-            "step": (epoch + 1) * steps,
-            "epoch": epoch + 1,
-            "lr": learning_rate(optim, step, total),
-            "loss": loss,
-            "val_loss": float(-np.log(np.maximum(chosen, 1e-7)).mean()),
-            "val_accuracy": float((scores.argmax(axis=1) == validation.labels).mean()),
-        }
-        if not (math.isfinite(loss) and math.isfinite(point["val_loss"])):
-            raise UnfitError(f"the loss of the classifier is not finite in epoch {epoch + 1}; lower training.lr")
-        history.append(point)
-        if point["val_loss"] < best["val_loss"]:
-            best, weights = point, {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(weights)
-    return TrainedClassifier(model.eval(), history, best)
+def _validated(model: Classifier, config: ClassifierTrainingConfig, samples: Samples) -> dict[str, float]:
+    """Cross-entropy and accuracy of ``samples``."""
+    scores = predict(model, samples, batch_size=config.batch_size, precision=config.precision)
+    chosen = scores[np.arange(len(scores)), samples.labels]
+    return {
+        "val_loss": float(-np.log(np.maximum(chosen, 1e-7)).mean()),
+        "val_accuracy": float((scores.argmax(axis=1) == samples.labels).mean()),
+    }
 
 
 def predict(model: Classifier, samples: Samples, *, batch_size: int, precision: str = "float32") -> np.ndarray:
@@ -246,30 +189,3 @@ def _shifted(volume: Tensor, by: list[int]) -> Tensor:
     """A volume (1, D, H, W) shifted by so many voxels, with zeros where nothing comes from."""
     pads = [pad for voxels in reversed(by) for pad in (voxels, -voxels)]  # the last axis first; negative ones cut
     return functional.pad(volume, pads)
-
-
-def _step(
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    volumes: Tensor,
-    labels: Tensor,
-    config: ClassifierTrainingConfig,
-) -> Tensor:
-    """One optimizer step; returns the mean loss of the batch, detached."""
-    with autocast(volumes.device, config.precision):
-        logits = model(augmented(volumes, config.augment))
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
-    optimizer.step()
-    return loss.detach()
-
-
-def _parameter_groups(model: Classifier) -> list[tuple[list[torch.nn.Parameter], float]]:
-    return [(list(model.parameters()), 1.0)]
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
