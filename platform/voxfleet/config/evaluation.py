@@ -49,7 +49,8 @@ class ReleaseConfig:
         enforce: end with exit code 3 where a set must not be released; false only says so.
         copy_factor: a sample is a copy where it is nearer to a training volume than this share of the smallest distance
             of a held-out one.
-        alpha: a set fails where chance alone would give its figure with less than this probability.
+        alpha: a set fails where chance alone would give its figure with less than this probability, over the spaces in
+            which it is looked for (Bonferroni).
     """
 
     enforce: bool = True

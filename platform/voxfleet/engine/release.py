@@ -17,7 +17,7 @@ from voxfleet.metrics import privacy
 from voxfleet.metrics.neighbours import aligned_distances, nearest, neighbours, thumbnails
 from voxfleet.metrics.statistics import Interval, wilson
 
-LATENTS, VOXELS = SPACES = ("latents", "voxels")
+LATENTS, FEATURES, VOXELS = "latents", "features", "voxels"
 _CANDIDATES = 3
 _AT_ONCE = 16  # volumes of a task
 _PLACE = 0.1  # of a voxel
@@ -76,19 +76,28 @@ class _Side:
         """So many of them."""
         return _Side(self.measured, self.rows[:number])
 
-    @property
-    def latents(self) -> np.ndarray:
-        """(n, values)."""
-        return self.measured.features[AUTOENCODER][self.rows, 0]
-
     def values(self, space: str) -> np.ndarray:
-        """(n, values), as a row each."""
-        return self.latents if space == LATENTS else self.measured.small[self.rows].reshape(len(self.rows), -1)
+        """(n, values), as a row each; features of slices are the means over each plane."""
+        if space == VOXELS:
+            return self.measured.small[self.rows].reshape(len(self.rows), -1)
+        names = [AUTOENCODER] if space == LATENTS else _of_slices(self.measured)
+        return np.concatenate([self.measured.features[name][self.rows].mean(axis=1) for name in names], axis=1)
 
     @property
     def thumbnails(self) -> np.ndarray:
         """(n, values), by which candidates are found."""
         return thumbnails(self.measured.small[self.rows])
+
+
+def spaces(measured: Measured) -> tuple[str, ...]:
+    """In which volumes are near or far: the last one shows pairs best."""
+    return (LATENTS, *([FEATURES] if _of_slices(measured) else []), VOXELS)
+
+
+def _of_slices(measured: Measured) -> list[str]:
+    """Names of the features of slices, by the first network, in all planes."""
+    names = [name for name in measured.features if ", " in name]
+    return [name for name in names if name.partition(", ")[0] == names[0].partition(", ")[0]]
 
 
 def neighbourhood(space: str, real: Measured, synthetic: Measured, people: People) -> Neighbourhood:
@@ -97,7 +106,7 @@ def neighbourhood(space: str, real: Measured, synthetic: Measured, people: Peopl
     Raises:
         ValueError: if there are too few volumes.
     """
-    find = _nearest_latents if space == LATENTS else _nearest_shifted
+    find = _nearest_shifted if space == VOXELS else functools.partial(_nearest_values, space)
     training, held_out = _Side(real, people.training), _Side(real, people.held_out)
     made = _Side(synthetic, np.flatnonzero(synthetic.usable))
     size = min(len(made.rows), len(training.rows))
@@ -113,9 +122,9 @@ def neighbourhood(space: str, real: Measured, synthetic: Measured, people: Peopl
     )
 
 
-def _nearest_latents(x: _Side, y: _Side | None) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_values(space: str, x: _Side, y: _Side | None) -> tuple[np.ndarray, np.ndarray]:
     """Distance of each volume of ``x`` to the nearest of ``y``, or to the nearest other one, and which that is."""
-    return nearest(x.latents, y.latents if y else None)
+    return nearest(x.values(space), y.values(space) if y else None)
 
 
 def _nearest_shifted(x: _Side, y: _Side | None) -> tuple[np.ndarray, np.ndarray]:

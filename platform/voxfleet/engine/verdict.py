@@ -64,13 +64,15 @@ def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: in
     spacing = float(min(np.linalg.norm(real.affine[:3, :3], axis=0)))
     gate += release.whole_figures(synthetic, spacing)
     people = People.of(real)
-    for space in release.SPACES:
+    spaces = release.spaces(real)
+    asked = dataclasses.replace(config.release, alpha=config.release.alpha / len(spaces))  # Bonferroni
+    for space in spaces:
         try:
             near = release.neighbourhood(space, real, synthetic, people)
         except ValueError as error:
             gate.append(Figure(key=f"privacy/{space}", name=f"nearest training volumes ({space})", reason=str(error)))
             continue
-        gate += release.privacy_figures(near, real.volumes.subjects[people.training], config.release)
+        gate += release.privacy_figures(near, real.volumes.subjects[people.training], asked)
         found = release.nearest_pairs(near, synthetic, people, pairs)
     figures = {GATE: gate}
     if synthetic.usable.any():
