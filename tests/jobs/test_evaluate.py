@@ -27,11 +27,19 @@ class Means(torch.nn.Module):
         return quarters if return_features else x
 
 
+class MeanAbsolute(torch.nn.Module):
+    """A network for pairs of slices, with the interface of LPIPS."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory, workspace):
-    """A TorchScript network for slices, and packages of a classifier and a segmenter of random weights."""
+    """Networks for slices and pairs of slices, packages of a classifier and a segmenter with random weights."""
     folder = tmp_path_factory.mktemp("networks")
     torch.jit.save(torch.jit.script(Means()), folder / "slices.pt")
+    torch.jit.save(torch.jit.script(MeanAbsolute()), folder / "pairs.pt")
     torch.manual_seed(0)
     config = ClassifierConfig(width=0.25, depth=0.1, num_classes=2, input_size=(16, 20, 16))
     document = {
@@ -85,6 +93,7 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     shifted = moved.affine + np.array([[0, 0, 0, 3], *[[0] * 4] * 3])
     nib.save(nib.Nifti1Image(moved.get_fdata().astype(np.float32), shifted), synthetic / second)
     more = ["--features.inception", str(networks / "slices.pt"), "--features.slices", "2"]
+    more += ["--features.lpips", str(networks / "pairs.pt")]
     more += ["--features.classifier", str(networks / "classifier"), "--release.enforce", "true", "--saliency", "2"]
     more += ["--hippocampi.segmenter", str(networks / "segmenter")]
     arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html"), *more]
@@ -102,12 +111,27 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     assert figures["class/all"]["found"]["n"] == 5  # without the one that is not finite
     assert figures["class/all"]["floor"]["n"] == 2  # the real people of the test split
     assert figures["inception_score"]["found"]
+    assert figures["lpips"]["found"]["n"] == 5
+    places = {(one["plane"], one["mm"]) for one in found["positions"]}
+    assert len(places) == 6  # two slices of three planes
+    assert all(abs(mm) < 100 for _, mm in places)
+    page = (out / "page.html").read_text()
+    sections = (
+        "Distances",
+        "By slice position",
+        "Anatomy",
+        "Nearest training volumes",
+        "Real",
+        "Nearest pairs: synthetic",
+    )
+    places = [page.index(f"<h2>{section}</h2>") for section in sections]
+    assert places == sorted(places)
     assert figures["anatomy/hippocampus_asymmetry"]["found"]
     assert figures["effect/hippocampi_ml"]["floor"]["n"] == 12
     for way in ("grad-cam", "smooth_gradients"):
         inside = figures[f"saliency/{way}/TLE/hippocampi"]
         assert inside["found"]["n"] == inside["floor"]["n"] == 2
-    assert "The hippocampi are outlined" in (out / "page.html").read_text()
+    assert "The hippocampi are outlined" in page
     stamp = json.loads((synthetic / "release.json").read_text())
     assert stamp["release"] == "fail"
     assert stamp["reasons"][0].startswith("volumes that are finite")
@@ -146,6 +170,16 @@ def test_sets_that_cannot_be_compared(fails, workspace, networks, tmp_path):
     text = tmp_path / "slices.pt"
     text.write_text("no network")
     assert f"features.inception {text}: it is no TorchScript file" in line("--features.inception", str(text))
+
+
+def test_a_network_for_pairs_of_slices_is_tried_before_anything_is_written(fails, workspace, networks, tmp_path):
+    def line(network):
+        return fails(workspace.run, "evaluate", "--output", str(tmp_path / "report"), "--features.lpips", str(network))
+
+    assert "nothing.pt" in line(tmp_path / "nothing.pt")
+    network = networks / "slices.pt"
+    assert f"features.lpips {network}: it does not take two batches of slices (2, 1, 20, 16)" in line(network)
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_class_that_the_real_volumes_lack_is_refused(fails, workspace, tmp_path):

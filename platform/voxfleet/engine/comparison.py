@@ -17,7 +17,7 @@ from voxfleet.engine.measures import AUTOENCODER, Measured
 from voxfleet.metrics.anatomy import log_spectral_distance
 from voxfleet.metrics.distances import Moments, frechet, kernel_matrix, mmd2, principal_axes
 from voxfleet.metrics.manifold import Manifold, manifold
-from voxfleet.metrics.resampling import Pool, compare
+from voxfleet.metrics.resampling import Distance, Pool, compare
 from voxfleet.metrics.scores import inception_score, ms_ssim, pairs
 from voxfleet.metrics.statistics import Interval, effect_size, wilson
 
@@ -196,20 +196,38 @@ def _without_data(asked: _Asked) -> _Asked:
 
 @ray.remote(num_cpus=1)
 def _figure(data: np.ndarray, asked: _Asked, repeats: int, seed: int) -> Figure:
-    def make() -> Figure:
-        distance = functools.partial(asked.distance, data)
-        comparison = compare(distance, asked.pool, repeats=repeats, seed=seed, with_copies=asked.with_copies)
-        found, floor = comparison.found, comparison.floor
-        return Figure(
-            key=asked.key,
-            name=asked.name,
-            found=found,
-            floor=floor,
-            wanted="as between real sets",
-            passed=found.high >= floor.low if asked.less_is_worse else found.low <= floor.high,
-        )
+    return compared(
+        asked.key,
+        asked.name,
+        functools.partial(asked.distance, data),
+        asked.pool,
+        repeats=repeats,
+        seed=seed,
+        less_is_worse=asked.less_is_worse,
+        with_copies=asked.with_copies,
+    )
 
-    return attempted(asked.key, asked.name, make)
+
+def compared(
+    key: str,
+    name: str,
+    distance: Distance,
+    pool: Pool,
+    *,
+    repeats: int,
+    seed: int,
+    less_is_worse: bool = False,
+    with_copies: bool = True,
+) -> Figure:
+    """The figure that ``compare`` finds; see there and _Asked."""
+
+    def make() -> Figure:
+        comparison = compare(distance, pool, repeats=repeats, seed=seed, with_copies=with_copies)
+        found, floor = comparison.found, comparison.floor
+        passed = found.high >= floor.low if less_is_worse else found.low <= floor.high
+        return Figure(key=key, name=name, found=found, floor=floor, wanted="as between real sets", passed=passed)
+
+    return attempted(key, name, make)
 
 
 def _distances(both: Both) -> Iterator[_Asked]:
@@ -218,9 +236,9 @@ def _distances(both: Both) -> Iterator[_Asked]:
         data = ray.put(features)
         kernels, components = _kernels(features), both.components(name)
         ways = {
-            "KID": (_kid, kernels),
+            "KID": (kid, kernels),
             f"Frechet distance ({components} components)": (
-                _frechet,
+                frechet_distance,
                 _coordinates.remote(data, both.pool.real, components),
             ),
         }
@@ -252,7 +270,7 @@ def _diversity(both: Both) -> Iterator[_Asked]:
     for group, pool in both.pools():
         name = f"mean difference of two volumes, synthetic over real, {group}"
         yield _Asked(
-            key=f"diversity/{group}", name=name, distance=_spread_ratio, data=data, pool=pool, less_is_worse=True
+            key=f"diversity/{group}", name=name, distance=spread_ratio, data=data, pool=pool, less_is_worse=True
         )
 
 
@@ -328,12 +346,14 @@ def _effect(key: str, name: str, both: Both, values: np.ndarray) -> Figure:
     return Figure(key=key, name=name, found=found, floor=real, wanted="as in the real set", passed=as_real)
 
 
-def _kid(kernels: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+def kid(kernels: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """KID of two weightings (N,), by the kernels (N, N) of all volumes."""
     return mmd2(kernels, kernels, kernels, a, b)
 
 
-def _frechet(coordinates: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    return frechet(*(_weighted_moments(coordinates, weights) for weights in (a, b)))
+def frechet_distance(along: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The Frechet distance of two weightings (N,) of volumes whose slices have these coordinates, (N, S, k)."""
+    return frechet(*(_weighted_moments(along, weights) for weights in (a, b)))
 
 
 def _weighted_moments(coordinates: np.ndarray, weights: np.ndarray) -> Moments:
@@ -378,7 +398,8 @@ def _score_ratio(probabilities: np.ndarray, a: np.ndarray, b: np.ndarray) -> flo
     return made / real
 
 
-def _spread_ratio(apart: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+def spread_ratio(apart: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The mean distance of two volumes of the second weighting (N,) over that of the first; ``apart`` is (N, N)."""
     return _spread(apart, b) / _spread(apart, a)
 
 
@@ -406,6 +427,10 @@ def _root_mean_square(x: np.ndarray) -> np.ndarray:
 
 @ray.remote(num_cpus=1)
 def _coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
+    return coordinates(features, real, components)
+
+
+def coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
     """``features`` (N, S, F) along the axes in which those of the rows ``real`` vary most, (N, S, components)."""
     width = features.shape[2]
     rows = features[real].reshape(-1, width).astype(np.float64)

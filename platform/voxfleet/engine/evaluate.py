@@ -14,7 +14,9 @@ from voxfleet.data.synthetic import MANIFEST, RELEASE
 from voxfleet.engine.cluster import gpus_per_worker, ray_errors
 from voxfleet.engine.comparison import Figure
 from voxfleet.engine.console import Progress, say
+from voxfleet.engine.drawing import drawn
 from voxfleet.engine.job import job_session
+from voxfleet.engine.lpips import read_network
 from voxfleet.engine.measures import (
     EFFICIENTNET,
     INCEPTION,
@@ -27,8 +29,9 @@ from voxfleet.engine.measures import (
 )
 from voxfleet.engine.output import LEDGER, Output
 from voxfleet.engine.saliency import look, saliency_figures, saliency_pictures
+from voxfleet.engine.summary import summary
 from voxfleet.engine.units import Ledger, Pool, run_units
-from voxfleet.engine.verdict import Verdict, judge
+from voxfleet.engine.verdict import GATE, Verdict, judge
 from voxfleet.errors import GateError, UserError
 from voxfleet.metrics.image import psnr, ssim
 from voxfleet.metrics.statistics import Interval
@@ -58,6 +61,8 @@ def run(config: EvaluateConfig) -> None:
     if _is_current(config, compared) and output.is_done(FIGURES):
         _enforce(config, storage.read_json(storage.join(config.output, FIGURES))["sets"])
         return
+    if config.features.lpips:  # before the cluster starts, as it takes a moment
+        read_network(storage.absolute(config.features.lpips), sets[REAL].read(np.array([0]))[0][0].shape)
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output, workers=True) as tracker:
         gpus = gpus_per_worker(config.resources)
@@ -72,7 +77,8 @@ def run(config: EvaluateConfig) -> None:
             for name in config.synthetic_sets
         }
         documents = {name: verdict.document() for name, verdict in verdicts.items()}
-        sections = saliency_pictures(views) | _pictures(sets, verdicts, rebuilt)
+        plots = drawn(measured, verdicts, REAL)
+        sections = plots | _pictures(sets, verdicts, rebuilt) | saliency_pictures(views)
         sections["Training"] = [Picture(loss_curves(points, run), f"run {run}") for run, points in histories.items()]
         page = _page(config, sets, verdicts, quality, sections)
         _stamp(config, sets, documents)
@@ -217,9 +223,8 @@ def _pictures(
 ) -> dict[str, list[Picture]]:
     real = sets[REAL]
     sections: dict[str, list[Picture]] = {}
-    for name, verdict in verdicts.items():
+    for name in verdicts:
         volumes = sets[name]
-        sections[f"Nearest pairs: {name}"] = _pairs(volumes, real, verdict)
         sections[f"Synthetic: {name}"] = [
             Picture(_mosaic(volumes, _of_class(volumes, label)), f"{class_name}: synthetic volumes")
             for label, class_name in enumerate(volumes.classes)
@@ -235,6 +240,8 @@ def _pictures(
             both = [volume for row in rows for volume in (real.read(np.array([row]))[0][0], rebuilt[row])]
             picture = mosaic(np.stack(both), ["test", "rebuilt"] * len(rows))
             sections["Reconstructed"].append(Picture(picture, f"{class_name}: test volumes and their reconstruction"))
+    for name, verdict in verdicts.items():
+        sections[f"Nearest pairs: {name}"] = _pairs(sets[name], real, verdict)
     return sections
 
 
@@ -265,11 +272,13 @@ def _page(
 ) -> Page:
     real = sets[REAL]
     several = len(verdicts) > 1
-    tables = {
-        f"{group}: {name}" if several else group: [_check(figure) for figure in figures]
+    groups = {
+        f"{group}: {name}" if several else group: figures
         for name, verdict in verdicts.items()
         for group, figures in verdict.figures.items()
     }
+    tables = {title: [_check(figure) for figure in figures] for title, figures in groups.items()}
+    gates = frozenset(title for title in groups if title.startswith(GATE))
     value = f"{quality['psnr']:.1f} dB (lowest {quality['psnr_min']:.1f}; SSIM {quality['ssim']:.3f})"
     fine = quality["psnr"] >= _LEAST_PSNR
     tables["Autoencoder"] = [
@@ -284,6 +293,8 @@ def _page(
         tables=tables,
         sections={name: pictures for name, pictures in sections.items() if pictures},
         commands=list(config.commands),
+        summary=[summary(title, figures, _check, needed=title in gates) for title, figures in groups.items()],
+        opened=gates,
     )
 
 

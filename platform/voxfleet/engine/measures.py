@@ -200,6 +200,7 @@ class Measured:
         spectra: (n, bins), power by frequency.
         features: (n, S, F) float32, by name and plane; S is 1 for features of a whole volume.
         probabilities: (n, classes) of the real set, by the classifier, if there is one.
+        how: it was measured.
     """
 
     volumes: VolumeSet
@@ -209,6 +210,7 @@ class Measured:
     spectra: np.ndarray
     features: dict[str, np.ndarray]
     probabilities: np.ndarray | None
+    how: Measuring
 
     def __len__(self) -> int:
         return len(self.small)
@@ -233,4 +235,6 @@ def read_measured(measuring: Measuring, volumes: VolumeSet, files: Sequence[str]
         features[CLASSIFIER] = tensors(table, CLASSIFIER)[:, None]
         probabilities = tensors(table, "probabilities")
     small = tensors(table, "small")[:, 0].astype(np.float32)
-    return Measured(volumes, measuring.affine, scalars, small, tensors(table, "spectrum"), features, probabilities)
+    return Measured(
+        volumes, measuring.affine, scalars, small, tensors(table, "spectrum"), features, probabilities, measuring
+    )

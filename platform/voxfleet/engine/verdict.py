@@ -1,16 +1,19 @@
 """What an evaluation finds about one synthetic set: all its figures, and whether it may be released."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from voxfleet import storage
 from voxfleet.config.evaluation import EvaluateConfig
 from voxfleet.engine import comparison, release
 from voxfleet.engine.comparison import Both, Figure
+from voxfleet.engine.lpips import lpips_figure
 from voxfleet.engine.measures import Measured
-from voxfleet.engine.release import People
+from voxfleet.engine.positions import Position, position_figures
+from voxfleet.engine.release import Neighbourhood, People
 
 GATE = "Release gate"
 
@@ -22,10 +25,14 @@ class Verdict:
     Attributes:
         figures: by group; those of GATE decide.
         pairs: rows of the synthetic and the training volumes that are nearest to each other.
+        near: distances to the nearest volumes, by space.
+        positions: distances of slices at one place each.
     """
 
     figures: dict[str, list[Figure]]
     pairs: list[tuple[int, int]]
+    near: dict[str, Neighbourhood] = field(default_factory=dict)
+    positions: list[Position] = field(default_factory=list)
 
     def with_group(self, group: str, figures: list[Figure]) -> "Verdict":
         """This verdict with another group of figures, if there are any."""
@@ -54,6 +61,7 @@ class Verdict:
             "release": "fail" if self.reasons else "pass",
             "reasons": self.reasons,
             "figures": {figure.pop("key"): {"group": group, **figure} for group, figure in figures},
+            "positions": [dataclasses.asdict(one) for one in self.positions],
         }
 
 
@@ -61,6 +69,8 @@ def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: in
     """All figures of the set ``synthetic``, and the ``pairs`` of its volumes that are nearest to training ones."""
     found: list[tuple[int, int]] = []
     gate: list[Figure] = []
+    nearby: dict[str, Neighbourhood] = {}
+    by_place: list[Position] = []
     spacing = float(min(np.linalg.norm(real.affine[:3, :3], axis=0)))
     gate += release.whole_figures(synthetic, spacing)
     people = People.of(real)
@@ -68,7 +78,7 @@ def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: in
     asked = dataclasses.replace(config.release, alpha=config.release.alpha / len(spaces))  # Bonferroni
     for space in spaces:
         try:
-            near = release.neighbourhood(space, real, synthetic, people)
+            near = nearby[space] = release.neighbourhood(space, real, synthetic, people)
         except ValueError as error:
             gate.append(Figure(key=f"privacy/{space}", name=f"nearest training volumes ({space})", reason=str(error)))
             continue
@@ -76,5 +86,10 @@ def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: in
         found = release.nearest_pairs(near, synthetic, people, pairs)
     figures = {GATE: gate}
     if synthetic.usable.any():
-        figures |= comparison.compared_figures(Both.of(real, synthetic), repeats=config.repeats, seed=config.seed)
-    return Verdict(figures, found)
+        both = Both.of(real, synthetic)
+        figures |= comparison.compared_figures(both, repeats=config.repeats, seed=config.seed)
+        if config.features.lpips:
+            uri, draws = storage.absolute(config.features.lpips), {"repeats": config.repeats, "seed": config.seed}
+            figures["Diversity"].append(lpips_figure(uri, real, synthetic, **draws))
+        by_place = position_figures(both, real.how, repeats=config.repeats, seed=config.seed)
+    return Verdict(figures, found, nearby, by_place)

@@ -202,14 +202,26 @@ def power_spectrum(volume: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.
     if min(volume.shape) < 4:
         raise ValueError(f"the volume is {volume.shape}; a spectrum needs edges of 4 voxels or more")
     spacing = _spacing(spacing_mm)
-    edge_mm = min(n * step for n, step in zip(volume.shape, spacing, strict=True))
+    found = frequencies(volume.shape, spacing)
+    edge_mm, last = 1 / found[0], len(found)
     axes = [np.fft.fftfreq(n, step) for n, step in zip(volume.shape, spacing, strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     bins = np.rint(np.sqrt(x**2 + y**2 + z**2) * edge_mm).astype(np.int64)
     power = np.square(np.abs(fft.fftn(volume.astype(np.float64)) / volume.size))
-    last = int(edge_mm / (2 * max(spacing)) + 1e-9)
     total, number = np.bincount(bins.ravel(), power.ravel()), np.bincount(bins.ravel())
-    return np.arange(1, last + 1) / edge_mm, total[1 : last + 1] / number[1 : last + 1]
+    return found, total[1 : last + 1] / number[1 : last + 1]
+
+
+def frequencies(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
+    """The frequencies (periods per mm) of the bins of :func:`power_spectrum`, for volumes of this shape and spacing.
+
+    Raises:
+        ValueError: if the spacing is not three positive numbers.
+    """
+    spacing = _spacing(spacing_mm)
+    edge_mm = min(n * step for n, step in zip(shape, spacing, strict=True))
+    last = int(edge_mm / (2 * max(spacing)) + 1e-9)
+    return np.arange(1, last + 1) / edge_mm
 
 
 def log_spectral_distance(a: np.ndarray, b: np.ndarray) -> float:

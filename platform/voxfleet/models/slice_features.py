@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,12 +68,21 @@ def scripted(data: bytes, device: str) -> SliceNetwork:
     Raises:
         ValueError: if it is no TorchScript.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # TorchScript is old, but what these networks come as
-            network = torch.jit.load(io.BytesIO(data), map_location=device).eval()
-    except RuntimeError as error:
-        raise ValueError(f"it is no TorchScript file ({str(error).splitlines()[0]})") from error
+    network = read_script(data, device)
     wanted = "return_features" in str(network.forward.schema)
     return SliceNetwork(
         lambda images: network(images, return_features=True) if wanted else network(images), 0, 255, None
     )
+
+
+def read_script(data: bytes, device: str) -> Any:
+    """The network in a TorchScript file.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # TorchScript is old, but what these networks come as
+            return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+    except RuntimeError as error:
+        raise ValueError(f"it is no TorchScript file ({str(error).splitlines()[0]})") from error
