@@ -154,6 +154,25 @@ def test_pieces_that_were_measured_are_not_measured_again(workspace, tmp_path, c
     assert json.loads((out / "figures.json").read_text()) == first
 
 
+def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
+    synthetic, out = like_real_ones(workspace, tmp_path / "planted"), tmp_path / "report"
+    truth = workspace.demo / "cohort" / "derivatives" / "simulation"
+    real = open_set(str(workspace.demo / "volumes"))
+    lines = ["subject_id\tpath"]
+    for row in pq.read_table(synthetic / "manifest.parquet")["sample_id"].to_pylist():
+        subject = real.names[int(row.removeprefix("syn-"))]
+        lines.append(f"{row}\t{next((truth / subject / 'anat').glob('*_dseg.nii.gz'))}")
+    (tmp_path / "maps.tsv").write_text("\n".join(lines))
+    maps = f"{{real: {truth}, synthetic: {tmp_path / 'maps.tsv'}}}"
+    arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html")]
+    assert workspace.run("evaluate", *arguments, "--hippocampi.maps", maps) == 0
+    figures = json.loads((out / "figures.json").read_text())["sets"]["synthetic"]["figures"]
+    effect = figures["effect/hippocampus_asymmetry"]
+    assert effect["floor"]["value"] > 1  # it is how people with epilepsy were made
+    assert (effect["found"]["n"], effect["floor"]["n"]) == (6, 12)
+    assert figures["anatomy/hippocampi_ml"]["found"]
+
+
 def test_sets_that_cannot_be_compared(fails, workspace, networks, tmp_path):
     def line(*more):
         return fails(workspace.run, "evaluate", "--output", str(tmp_path / "report"), *more)

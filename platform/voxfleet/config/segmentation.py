@@ -40,7 +40,7 @@ class TrainSegmenterConfig:
         volumes: folder of the real volume shards; it is trained on split train, chosen by val, and tested on test.
         labels: where the label maps of the images are: a BIDS derivative dataset (sub-*_dseg.nii.gz), or a table with
             the columns subject_id and path; subjects without one are left out.
-        values: of the hippocampi in the label maps.
+        label_values: of the hippocampi in the label maps.
         model: the network.
         training: how it is trained.
         seed: of the initial weights, the order and the augmentation.
@@ -51,7 +51,7 @@ class TrainSegmenterConfig:
     output: str
     volumes: str
     labels: str
-    values: LabelsConfig = field(default_factory=LabelsConfig)
+    label_values: LabelsConfig = field(default_factory=LabelsConfig)
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
     training: SegmenterTrainingConfig = field(default_factory=SegmenterTrainingConfig)
     seed: int = 0
@@ -71,12 +71,12 @@ class HippocampiConfig:
         segmenter: package of a segmenter (train-segmenter makes one), for all sets.
         maps: label maps made elsewhere, of each set by its name, {real: FOLDER, synthetic: FOLDER}, each as the labels
             of train-segmenter.
-        values: of the hippocampi in these maps.
+        label_values: of the hippocampi in these maps.
     """
 
     segmenter: str | None = None
     maps: Mapping[str, str] | None = None
-    values: LabelsConfig = field(default_factory=LabelsConfig)
+    label_values: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self) -> None:
         if self.segmenter and self.maps:

@@ -170,7 +170,7 @@ def _measuring(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict
         classifier=classifier,
         segmenter=_segmenter(config, real),
         label_maps={name: find_label_maps(where, sets[name].subjects) for name, where in hippocampi.items()},
-        label_values=config.hippocampi.values.values,
+        label_values=config.hippocampi.label_values.values,
         threads=config.resources.cpus_per_worker,
         device=device,
     )

@@ -44,7 +44,7 @@ def run(config: TrainSegmenterConfig) -> None:
     maps = _label_maps(config, volumes)
     with job_session(output, workers=True) as tracker:
         say(f"train-segmenter: {len(maps)} label maps")
-        parts = [_labelled.remote(file, maps, config.values.values) for file in manifest.files(config.volumes)]
+        parts = [_labelled.remote(file, maps, config.label_values.values) for file in manifest.files(config.volumes)]
         cpus, gpus = config.resources.cpus_per_worker, gpus_per_worker(config.resources)
         train = _train.options(num_cpus=cpus, num_gpus=gpus)
         with ray_errors():
@@ -116,7 +116,7 @@ def _shares(uri: str, values: tuple[int, ...], affine: list[float], shape: tuple
         raise error if uri in str(error) else UserError(f"{uri}: {error}") from error
     for value, share in zip(values, shares, strict=True):
         if not share.any():
-            raise UserError(f"{uri} has no label {value} within the volume; set values, or leave this map out")
+            raise UserError(f"{uri} has no label {value} within the volume; set label_values, or leave this map out")
     return shares
 
 
