@@ -49,6 +49,7 @@ JOBS = {
     "train-segmenter": Job(
         "segmentation.TrainSegmenterConfig", "train_segmenter", "train a segmenter of the hippocampi on label maps"
     ),
+    "latents": Job("visualisation.LatentsConfig", "latents", "show what latents are like: channels, maps, autoencoder"),
     "evaluate": Job(
         "evaluation.EvaluateConfig", "evaluate", "compare synthetic with real volumes: figures, gate, page"
     ),

@@ -43,6 +43,7 @@ EXTRA = {  # jobs that are no part of the path
         *["--folds", "2", "--mix", "[50]"],
     ],
     "train-segmenter": ["--model.channels", "[4,8]", "--training.epochs", "2", "--resources.cpus_per_worker", "1"],
+    "latents": ["--points", "3", "--volumes", "2", "--umap", "false"],
     "interpolate": ["--sampler.steps", "4", "--points", "3"],
     "tune": [
         *["--model.input_size", "[8,10,8]", "--model.hidden_size", "24", "--model.num_heads", "2"],
