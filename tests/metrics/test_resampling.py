@@ -102,3 +102,15 @@ def test_halves_share_nobody():
 def test_too_few_subjects_are_refused():
     with pytest.raises(ValueError, match="too few subjects: 1 a side"):
         compared(np.zeros(5), pool_of(3, 2))
+
+
+def test_few_are_one_volume_each_of_different_subjects_of_both_sets():
+    subjects = np.repeat(np.arange(30), 2)  # two volumes of each
+    pool = Pool(subjects, np.arange(40), np.arange(40, 60))
+    few = pool.few(8, seed=0)
+    assert len(few.real) == len(few.synthetic) == 8
+    assert set(few.real) <= set(range(40))
+    assert set(few.synthetic) <= set(range(40, 60))
+    assert len(np.unique(subjects[few.real])) == 8
+    assert len(pool.few(15, seed=0).synthetic) == 10
+    assert not np.array_equal(few.real, pool.few(8, seed=1).real)

@@ -24,7 +24,7 @@ from voxfleet.metrics.statistics import Interval, effect_size, wilson
 _COMPONENTS = 64
 _NEIGHBOURS = 5
 _BLOCK = 256  # volumes a side of one task
-_PAIRS, _AT_ONCE = 200, 8  # of volumes in each set, whose MS-SSIM is found, so many at once
+_FEW, _AT_ONCE = 40, 8  # volumes of each set, of whose pairs the MS-SSIM is found, so many at once
 _LEAST_EDGE = 14  # voxels, for two scales of MS-SSIM
 _ROWS = 4096  # whose moments are taken at once
 ANATOMY = {
@@ -276,14 +276,14 @@ def _diversity(both: Both) -> Iterator[_Asked]:
 
 def _dissimilarity(both: Both) -> _Asked:
     """How unlike two volumes are, by MS-SSIM, which sees structure where the difference above sees brightness."""
-    number = min(len(rows) for rows in (both.pool.real, both.pool.synthetic))
-    found = [rows[pairs(len(rows), _PAIRS, 0)] for rows in (both.pool.real, both.pool.synthetic) if number > 1]
+    pool = both.pool.few(_FEW, 0)
+    found = [rows[pairs(len(rows), len(rows) ** 2, 0)] for rows in (pool.real, pool.synthetic) if len(rows) > 1]
     return _Asked(
         key="ms_ssim",
         name="1 - MS-SSIM of two volumes, synthetic over real",
         distance=_dissimilarity_ratio,
-        data=_ms_ssim.remote(both.small, np.concatenate(found) if found else np.zeros((0, 2), np.int64)),
-        pool=both.pool,
+        data=_ms_ssim.remote(both.small, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)),
+        pool=pool,
         less_is_worse=True,
     )
 

@@ -47,6 +47,13 @@ class Pool:
         real, synthetic = (rows[chosen[rows]] for rows in (self.real, self.synthetic))
         return Pool(self.subjects, real, synthetic)
 
+    def few(self, most: int, seed: int) -> "Pool":
+        """One volume each of ``most`` subjects of each set at most, drawn evenly: where all pairs of them are needed."""
+        rng = np.random.default_rng(seed)
+        firsts = [rows[np.unique(self.subjects[rows], return_index=True)[1]] for rows in (self.real, self.synthetic)]
+        real, synthetic = (np.sort(rng.choice(rows, min(most, len(rows)), replace=False)) for rows in firsts)
+        return Pool(self.subjects, real, synthetic)
+
     @property
     def n(self) -> int:
         """Subjects on each side: all synthetic ones, or as many as half of the real."""
