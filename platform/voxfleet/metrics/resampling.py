@@ -48,7 +48,7 @@ class Pool:
         return Pool(self.subjects, real, synthetic)
 
     def few(self, most: int, seed: int) -> "Pool":
-        """One volume each of ``most`` subjects of each set at most, drawn evenly: where all pairs of them are needed."""
+        """One volume each of ``most`` subjects of each set at most, drawn evenly, for what takes all pairs."""
         rng = np.random.default_rng(seed)
         firsts = [rows[np.unique(self.subjects[rows], return_index=True)[1]] for rows in (self.real, self.synthetic)]
         real, synthetic = (np.sort(rng.choice(rows, min(most, len(rows)), replace=False)) for rows in firsts)
