@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from voxfleet.data import nifti
+from voxfleet.data.label_maps import label_volumes
 from voxfleet.data.sets import open_set
 from voxfleet.data.shards import table_bytes
+from voxfleet.metrics.statistics import effect_size
 from voxfleet.models.classifier import ClassifierConfig, build_classifier
 from voxfleet.models.segmenter import SegmenterConfig, build_segmenter
 from voxfleet.packages import architecture, write_package
@@ -167,8 +169,11 @@ def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
     arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html")]
     assert workspace.run("evaluate", *arguments, "--hippocampi.maps", maps) == 0
     figures = json.loads((out / "figures.json").read_text())["sets"]["synthetic"]["figures"]
-    effect = figures["effect/hippocampus_asymmetry"]
-    assert effect["floor"]["value"] > 1  # it is how people with epilepsy were made
+    volumes = [label_volumes(nifti.read(str(path)), (1, 2)) for path in sorted(truth.glob("*/anat/*_dseg.nii.gz"))]
+    smaller = np.min(volumes, axis=1)
+    labels = np.array([real.labels[list(real.names).index(f"sub-{number:04d}")] for number in range(1, 13)])
+    effect = figures["effect/hippocampus_smaller_ml"]
+    assert effect["floor"]["value"] == pytest.approx(effect_size(smaller[labels == 1], smaller[labels == 0]).value)
     assert (effect["found"]["n"], effect["floor"]["n"]) == (6, 12)
     assert figures["anatomy/hippocampi_ml"]["found"]
 

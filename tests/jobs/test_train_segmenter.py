@@ -31,4 +31,4 @@ def test_a_segmenter_is_trained_on_label_maps(fails, workspace, tmp_path, capsys
     truth = workspace.demo / "cohort" / "derivatives" / "simulation"
     for name in ("sub-0001", "sub-0002"):
         shutil.copytree(truth / name, some / name)
-    assert "subjects of split" in line("--labels", str(some))
+    assert "subjects of split" in line("--labels", str(some), "--output", str(tmp_path / "other"))

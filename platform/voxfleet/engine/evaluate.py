@@ -69,7 +69,7 @@ def run(config: EvaluateConfig) -> None:
         measuring = _measuring(config, sets, package, "cuda" if gpus else "cpu")
         measured = _measure(config, measuring, sets, gpus)
         rebuilt, quality = _rebuild(config, sets[REAL])
-        views = look(measuring, sets, config.saliency, gpus)
+        views = look(measuring, measured, config.saliency, gpus)
         verdicts = {
             name: judge(measured[REAL], measured[name], config, _PAIRS).with_group(
                 "Saliency", saliency_figures(views, name, repeats=config.repeats, seed=config.seed)

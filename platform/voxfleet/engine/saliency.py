@@ -4,6 +4,7 @@ D/H/W voxels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from voxfleet.config.evaluation import REAL
 from voxfleet.data.sets import VolumeSet
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.comparison import Figure
-from voxfleet.engine.measures import Measuring
+from voxfleet.engine.measures import Measured, Measuring
 from voxfleet.metrics.statistics import Interval, bootstrap
 from voxfleet.models.saliency import WAYS, Saliency
 from voxfleet.packages import load_classifier, load_segmenter
@@ -60,7 +61,7 @@ class Looked:
 Views = Mapping[str, Mapping[str, Looked]]  # by set, by class
 
 
-def look(measuring: Measuring, sets: Mapping[str, VolumeSet], most: int, gpus: float) -> dict[str, dict[str, Looked]]:
+def look(measuring: Measuring, sets: Mapping[str, Measured], most: int, gpus: float) -> dict[str, dict[str, Looked]]:
     """What the classifier sees in ``most`` volumes of each class and set at most, side by side on the cluster.
 
     Of the real ones those that it was not trained on come first.
@@ -70,25 +71,23 @@ def look(measuring: Measuring, sets: Mapping[str, VolumeSet], most: int, gpus: f
     task = _look.options(num_cpus=measuring.threads, num_gpus=gpus)
     asked = {
         (name, class_name): [
-            task.remote(measuring, volumes, rows) for rows in np.array_split(chosen, -(-len(chosen) // _AT_ONCE))
+            task.remote(measuring, measured.volumes, rows)
+            for rows in np.array_split(chosen, -(-len(chosen) // _AT_ONCE))
         ]
-        for name, volumes in sets.items()
-        for label, class_name in enumerate(volumes.classes)
-        if len(chosen := _chosen(volumes, label, most))
+        for name, measured in sets.items()
+        for label, class_name in enumerate(measured.volumes.classes)
+        if len(chosen := _chosen(measured, label, most))
     }
     found: dict[str, dict[str, Looked]] = {name: {} for name in sets}
     with ray_errors():
         for (name, class_name), refs in asked.items():
-            first, *others = ray.get(refs)
-            for other in others:
-                first = first.merge(other)
-            found[name][class_name] = first
+            found[name][class_name] = functools.reduce(Looked.merge, ray.get(refs))
     return found
 
 
-def _chosen(volumes: VolumeSet, label: int, most: int) -> np.ndarray:
-    rows = np.flatnonzero(volumes.labels == label)
-    seen = np.isin(volumes.splits[rows], ("train", "val"))
+def _chosen(measured: Measured, label: int, most: int) -> np.ndarray:
+    rows = np.flatnonzero((measured.volumes.labels == label) & measured.usable)
+    seen = np.isin(measured.volumes.splits[rows], ("train", "val"))
     return rows[np.argsort(seen, kind="stable")][:most]
 
 
@@ -98,7 +97,7 @@ def _look(measuring: Measuring, volumes: VolumeSet, rows: np.ndarray) -> Looked:
     assert measuring.classifier
     classifier = load_classifier(measuring.classifier, measuring.device)
     saliency = Saliency(classifier.model)
-    read = np.nan_to_num(np.stack(volumes.read(rows)[0]), nan=0, posinf=0, neginf=0)
+    read = np.stack(volumes.read(rows)[0])
     batch = torch.from_numpy(read).to(measuring.device)
     shares = None
     if measuring.segmenter:
