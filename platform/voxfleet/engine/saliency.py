@@ -27,7 +27,7 @@ _AT_ONCE = 4  # volumes of a task
 _JUDGED = 5  # volumes: the bootstrap of fewer is no interval
 
 
-@dataclass
+@dataclass(frozen=True)
 class Looked:
     """What was found in the volumes of one class of a set.
 
