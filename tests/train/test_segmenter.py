@@ -42,7 +42,13 @@ def test_edges_may_be_odd_and_samples_do_not_depend_on_their_batch():
         logits = model(x)
         assert logits.shape == (3, 3, 13, 10, 8)
         torch.testing.assert_close(model(x[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_volume_is_the_sum_of_shares_that_are_not_nearly_none():
     torch.testing.assert_close(structure_voxels(torch.zeros(1, 3, 2, 3, 4)), torch.full((1, 2), 8.0))
+    logits = torch.zeros(1, 3, 2, 3, 4)
+    logits[:, 0] = 5  # shares of .0066
+    assert structure_voxels(logits).sum() == 0
 
 
 def test_the_loss_is_least_where_the_prediction_is_the_share_itself():
