@@ -218,7 +218,7 @@ def _preference(key: str, name: str, near: Neighbourhood, _: np.ndarray, config:
         name=name,
         found=Interval(found.share, found.share, found.share, len(near.synthetic)),
         floor=Interval(0.5, 0.5, 0.5, len(near.held_out)),
-        wanted=f"no more than by chance: p {found.p_value:.2g}, at least {config.alpha:g}",
+        wanted=f"no more than by chance: p {found.p_value:.2g}, at least {config.alpha:.2g}",
         passed=found.p_value >= config.alpha,
     )
 
@@ -230,7 +230,7 @@ def _covered(key: str, name: str, near: Neighbourhood, subjects: np.ndarray, con
         name=name,
         found=Interval(found.synthetic, found.synthetic, found.synthetic, found.draws),
         floor=Interval(found.real, found.real, found.real, found.draws),
-        wanted=f"no fewer than by chance: p {found.p_value:.2g}, at least {config.alpha:g}",
+        wanted=f"no fewer than by chance: p {found.p_value:.2g}, at least {config.alpha:.2g}",
         passed=found.p_value >= config.alpha,
     )
 
