@@ -8,9 +8,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -38,6 +38,7 @@ from voxfleet.models.vae import AutoencoderConfig, build_autoencoder, decode, en
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+M = TypeVar("M", bound=nn.Module)
 
 
 def fingerprint(weights: bytes, architecture: Mapping[str, Any]) -> str:
@@ -88,11 +89,15 @@ def read_package_config(folder: str, kind: str) -> dict[str, Any]:
     return document
 
 
-def _read_weights(folder: str, document: dict[str, Any], model: nn.Module) -> None:
+def _read_model(folder: str, kind: str, build: Callable[[dict[str, Any]], M]) -> tuple[dict[str, Any], M]:
+    """The configuration of a package, and the model that ``build`` makes of its architecture, with its weights."""
+    document = read_package_config(folder, kind)
     data = storage.read_bytes(storage.join(folder, WEIGHTS))
     if fingerprint(data, document["architecture"]) != document["fingerprint"]:
         raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG} (fingerprint); copy or make the package again")
+    model = build(_tuples(document["architecture"]))
     model.load_state_dict(safetensors.torch.load(data))
+    return document, model
 
 
 @dataclass(frozen=True)
@@ -152,13 +157,10 @@ def load_autoencoder(folder: str, device: str | torch.device = "cpu", *, precisi
         UserError: if the package is missing or damaged.
         ValueError: if there is no such precision.
     """
-    document = read_package_config(folder, "autoencoder")
-    config = autoencoder_config(document)
-    model = build_autoencoder(config)
-    _read_weights(folder, document, model)
+    document, model = _read_model(folder, "autoencoder", lambda keys: build_autoencoder(AutoencoderConfig(**keys)))
     check_precision(precision, training=True)
     dtype = PRECISIONS[resolve_decoding(precision, torch.device(device))] or torch.float32
-    return Autoencoder(model.eval().to(device, dtype), config, document["fingerprint"], dtype)
+    return Autoencoder(model.eval().to(device, dtype), autoencoder_config(document), document["fingerprint"], dtype)
 
 
 def resolve_decoding(precision: str, device: torch.device) -> str:
@@ -287,9 +289,7 @@ def load_model(
     check_precision(precision)
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-    document = read_package_config(folder, "model")
-    model = DiT3D(DiT3DConfig(**_tuples(document["architecture"])))
-    _read_weights(folder, document, model)
+    document, model = _read_model(folder, "model", lambda keys: DiT3D(DiT3DConfig(**keys)))
     precision = resolve_precision(precision, torch.device(device))
     for_inference(model, precision).to(device)
     return ModelBundle(
@@ -311,12 +311,19 @@ def load_model(
 class ClassifierBundle:
     """A loaded classifier, and what its answers mean.
 
-    ``model.trunk`` gives feature maps, which a class activation map is made of.
+    Attributes:
+        model: of the voxels in ``region``; its ``trunk`` gives feature maps, which a class activation map is made of.
+        classes: class names.
+        shape: of a volume.
+        region: the voxels that it looks at, of each axis.
+        geometry: of a volume.
+        fingerprint: of the package.
     """
 
     model: Classifier
     classes: tuple[str, ...]
     shape: tuple[int, ...]
+    region: tuple[slice, ...]
     geometry: dict[str, Any]
     fingerprint: str
 
@@ -327,7 +334,7 @@ class ClassifierBundle:
         Raises:
             ValueError: if the volumes have another shape than those of the training.
         """
-        return self.model(self._checked(volumes)).softmax(dim=1)
+        return self.model(self.looked_at(volumes)).softmax(dim=1)
 
     @torch.inference_mode()
     def features(self, volumes: Tensor) -> Tensor:
@@ -336,14 +343,19 @@ class ClassifierBundle:
         Raises:
             ValueError: as ``predict``.
         """
-        return self.model.features(self._checked(volumes))
+        return self.model.features(self.looked_at(volumes))
 
-    def _checked(self, volumes: Tensor) -> Tensor:
+    def looked_at(self, volumes: Tensor) -> Tensor:
+        """The region of volumes (B, 1, D, H, W), on the model's device.
+
+        Raises:
+            ValueError: as ``predict``.
+        """
         if volumes.shape[1:] != (1, *self.shape):
             raise ValueError(
                 f"volumes have shape {tuple(volumes.shape)}; it must be (B, {', '.join(map(str, (1, *self.shape)))})"
             )
-        return volumes.to(self.model.head.weight.device, torch.float32)
+        return volumes[(slice(None), slice(None), *self.region)].to(self.model.head.weight.device, torch.float32)
 
 
 def load_classifier(folder: str, device: str | torch.device = "cpu") -> ClassifierBundle:
@@ -352,13 +364,12 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> Classifi
     Raises:
         UserError: if the package is missing or damaged.
     """
-    document = read_package_config(folder, "classifier")
-    model = build_classifier(ClassifierConfig(**_tuples(document["architecture"])))
-    _read_weights(folder, document, model)
+    document, model = _read_model(folder, "classifier", lambda keys: build_classifier(ClassifierConfig(**keys)))
     return ClassifierBundle(
         model=model.eval().to(device),
         classes=tuple(document["classes"]),
         shape=tuple(document["shape"]),
+        region=tuple(slice(*ends) for ends in document["region"]),
         geometry=document["geometry"],
         fingerprint=document["fingerprint"],
     )
@@ -392,9 +403,7 @@ def load_segmenter(folder: str, device: str | torch.device = "cpu") -> Segmenter
     Raises:
         UserError: if the package is missing or damaged.
     """
-    document = read_package_config(folder, "segmenter")
-    model = build_segmenter(SegmenterConfig(**_tuples(document["architecture"])))
-    _read_weights(folder, document, model)
+    document, model = _read_model(folder, "segmenter", lambda keys: build_segmenter(SegmenterConfig(**keys)))
     return SegmenterBundle(
         model=model.eval().to(device),
         spacing_mm=tuple(document["geometry"]["spacing_mm"]),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from voxfleet.data.geometry import geometry_of
+from voxfleet.data.geometry import geometry_of, voxels_in
 
 
 def test_spacing_and_orientation_follow_from_the_affine():
@@ -27,3 +27,14 @@ def test_spacing_and_orientation_follow_from_the_affine():
 def test_what_is_no_affine(affine, words):
     with pytest.raises(ValueError, match=words):
         geometry_of(affine)
+
+
+def test_a_box_holds_the_voxels_that_have_a_part_in_it():
+    affine = np.array([[-2.0, 0, 0, 20], [0, 3, 0, -30], [0, 0, 4, 0], [0, 0, 0, 1]])  # the first axis goes left
+    assert voxels_in([(1, 5), (-31.5, -25.5), (-100, 100)], affine, (16, 8, 8)) == (
+        slice(8, 10),
+        slice(0, 2),
+        slice(0, 8),
+    )
+    with pytest.raises(ValueError, match=r"they reach \[\[-11, 21\], \[-32, -8\], \[-2, 30\]\] mm"):
+        voxels_in([(1, 5), (-60, -40), (0, 10)], affine, (16, 8, 8))

@@ -38,6 +38,7 @@ def measured(n, spread, seed):
     rows = {"labels": np.zeros(n, int), "splits": np.full(n, "train"), "parts": volumes, "affine": np.eye(4)}
     how = Measuring(
         folder="",
+        networks="",
         shape=SHAPE,
         affine=np.eye(4),
         positions=((4,), (4,), (5,)),
@@ -52,7 +53,7 @@ def measured(n, spread, seed):
         device="cpu",
     )
     scalars = {"finite": np.ones(n), "csf_ml": np.ones(n)}
-    return Measured(InMemory(**text, **rows), np.eye(4), scalars, volumes, np.ones((n, 3)), {}, None, how)
+    return Measured(InMemory(**text, **rows), scalars, volumes, np.ones((n, 3)), {}, None, how)
 
 
 @pytest.mark.usefixtures("ray_session")

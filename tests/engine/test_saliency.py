@@ -1,12 +1,16 @@
 """What evaluate says of saliency: pieces that merge, shares that are planted, and pictures."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from voxfleet.engine.saliency import Looked, saliency_figures, saliency_pictures
-from voxfleet.models.saliency import WAYS
+from voxfleet.data.sets import VolumeSet
+from voxfleet.engine.saliency import Looked, _look, saliency_figures, saliency_pictures
+from voxfleet.models.classifier import ClassifierConfig, build_classifier
+from voxfleet.models.saliency import SMOOTH, WAYS
+from voxfleet.packages import architecture, write_package
 
 SHAPE = (6, 8, 6)
 
@@ -67,3 +71,27 @@ def test_the_picture_has_a_row_for_each_set_and_class():
     blind = Looked(n=1, anatomy=np.ones(SHAPE), hippocampi=None, maps=looked(1, 1.0).maps)
     (picture,) = saliency_pictures({"real": {"HC": blind}})["Saliency"]
     assert "outlined" not in picture.caption
+
+
+class InMemory(VolumeSet):
+    def read(self, rows):
+        return [self.parts[row] for row in rows], [self.affine] * len(rows)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_nothing_speaks_outside_of_the_region_that_the_classifier_looks_at(tmp_path):
+    config = ClassifierConfig(width=0.25, depth=0.1, num_classes=2, input_size=(8, 10, 8))
+    document = {"architecture": architecture(config), "classes": ["HC", "TLE"], "shape": [10, 12, 10], "geometry": {}}
+    document["region"] = [[0, 8], [2, 12], [1, 9]]
+    write_package(str(tmp_path), "classifier", build_classifier(config).state_dict(), document)
+    volumes = np.random.default_rng(0).random((3, 10, 12, 10), dtype=np.float32)
+    names, labels = np.array(["a", "b", "c"]), np.array([0, 1, 1])
+    text = {"folder": "memory", "digest": "", "classes": ("HC", "TLE"), "names": names, "subjects": names}
+    rows = {"labels": labels, "splits": np.full(3, "test"), "parts": volumes, "affine": np.eye(4)}
+    how = SimpleNamespace(threads=1, classifier=str(tmp_path), segmenter=None, device="cpu")
+    found = _look._function(how, InMemory(**text, **rows), np.array([1, 2]))
+    np.testing.assert_allclose(found.anatomy, volumes[1:].sum(axis=0))
+    for values in found.maps.values():
+        assert values.shape == (10, 12, 10)
+        assert values[:8, 2:, 1:9].sum() == pytest.approx(values.sum())
+    assert (found.maps[SMOOTH][:8, 2:, 1:9] > 0).all()

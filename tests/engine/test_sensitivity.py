@@ -68,6 +68,7 @@ class Cohort:
         write_package(str(folder / "vae"), "autoencoder", build_autoencoder(autoencoder).state_dict(), document)
         self.measuring = Measuring(
             folder=str(folder),
+            networks="",
             shape=SHAPE,
             affine=self.affine,
             positions=slice_positions(SHAPE, PEOPLE, 4),
@@ -101,7 +102,8 @@ class Cohort:
         kept = {"folder": "memory", "digest": name, "classes": CLASSES, "names": names, "subjects": names}
         volumes = InMemory(**kept, labels=np.array(labels), splits=np.array(splits), parts=volumes, affine=where)
         measure = Measurer(self.measuring, {name: volumes})
-        files = [measure(unit, content)[0]["file"] for unit, content in units({name: volumes}).items()]
+        work = units({name: volumes}, self.measuring.networks)
+        files = [measure(unit, content)[0]["file"] for unit, content in work.items()]
         return read_measured(self.measuring, volumes, files)
 
     def judged(self, name, volumes, affine=None, labels=None):

@@ -20,6 +20,7 @@ SHAPE, AFFINE, CLASSES = (8, 8, 8), np.diag([2.0, 2.0, 2.0, 1.0]), ("HC", "TLE")
 PEOPLE = {"train": 12, "val": 4, "test": 8}
 FAST = [
     *["--model.width", "0.25", "--model.depth", "0.1", "--folds", "2", "--seeds", "1", "--mix", "[]"],
+    *["--region_mm", "[[-1,13],[-1,15],[-1,9]]"],
     *["--training.epochs", "20", "--training.batch_size", "4", "--training.lr", "0.003"],
 ]
 
@@ -125,6 +126,7 @@ def test_every_person_is_predicted_by_those_that_never_saw_them(done):
 def test_the_package_is_the_classifier_that_was_tested(done, sets):
     bundle = load_classifier(str(done.folder / "package"))
     assert (bundle.classes, bundle.shape) == (CLASSES, SHAPE)
+    assert bundle.region == (slice(0, 7), slice(0, 8), slice(0, 5))
     assert bundle.geometry["affine"] == AFFINE.tolist()
     rows = [row for row in done.rows.to_pylist() if (row["regime"], row["part"]) == ("package", "test")]
     numbers = [int(row["subject_id"].removeprefix("sub-")) for row in rows]
@@ -135,6 +137,9 @@ def test_the_package_is_the_classifier_that_was_tested(done, sets):
         torch.testing.assert_close(bundle.model.head(bundle.features(volumes)).softmax(dim=1), predicted)
     with pytest.raises(ValueError, match=r"must be \(B, 1, 8, 8, 8\)"):
         bundle.predict(volumes[:, :, :4])
+    elsewhere = volumes.clone()
+    elsewhere[..., 5:] = 0
+    torch.testing.assert_close(bundle.predict(elsewhere), predicted)
 
 
 def test_the_page_shows_every_regime_and_what_the_test_is(done):
@@ -170,6 +175,8 @@ def test_a_lost_unit_is_the_only_one_that_is_done_again(done, sets, tmp_path, ca
         (["--mix", "[400]"], "real + 400 % needs 12 synthetic volumes of class HC, there are 8"),
         (["--positive", "AD"], "positive is 'AD'; the classes of"),
         (["--training.augment.mirror", "true"], "does not say that a mirrored head is one of the same class"),
+        (["--region_mm", "[[20,30],[0,9],[0,9]]"], "no voxel of the volumes lies in it; they reach [[-1, 15]"),
+        (["--region_mm", "[[0,9],[0,9],[9,0]]"], "region_mm goes from 9.0 to 0.0"),
         (["--mix", "[50,50]"], "mix is [50.0, 50.0]"),
         (["--model.name", "vgg"], "name is 'vgg'; it must be one of efficientnetv2-s"),
     ],

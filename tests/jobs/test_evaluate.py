@@ -43,19 +43,26 @@ def networks(tmp_path_factory, workspace):
     torch.jit.save(torch.jit.script(Means()), folder / "slices.pt")
     torch.jit.save(torch.jit.script(MeanAbsolute()), folder / "pairs.pt")
     torch.manual_seed(0)
-    config = ClassifierConfig(width=0.25, depth=0.1, num_classes=2, input_size=(16, 20, 16))
+    config = ClassifierConfig(width=0.25, depth=0.1, num_classes=2, input_size=(16, 12, 10))
     document = {
         "architecture": architecture(config),
         "classes": ["HC", "TLE"],
         "shape": [16, 20, 16],
+        "region": [[0, 16], [2, 14], [0, 10]],
         "geometry": {},
         "training": {},
     }
     write_package(str(folder / "classifier"), "classifier", build_classifier(config).state_dict(), document)
-    segmenter = SegmenterConfig(channels=(4, 8))
-    document = {"architecture": architecture(segmenter), "geometry": {"spacing_mm": [10.0, 10.0, 10.0]}}
-    write_package(str(folder / "segmenter"), "segmenter", build_segmenter(segmenter).state_dict(), document)
+    write_segmenter(folder / "segmenter", seed=0)
     return folder
+
+
+def write_segmenter(folder: Path, seed: int) -> None:
+    """A package of random weights."""
+    torch.manual_seed(seed)
+    config = SegmenterConfig(channels=(4, 8))
+    document = {"architecture": architecture(config), "geometry": {"spacing_mm": [10.0, 10.0, 10.0]}}
+    write_package(str(folder), "segmenter", build_segmenter(config).state_dict(), document)
 
 
 def with_rows(folder: Path, change) -> Path:
@@ -142,18 +149,24 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_pieces_that_were_measured_are_not_measured_again(workspace, tmp_path, capsys):
-    out = tmp_path / "report"
-    arguments = ["--output", str(out), "--page", str(out / "page.html")]
+def test_pieces_are_measured_again_only_by_another_network(workspace, networks, tmp_path):
+    out, package = tmp_path / "report", Path(shutil.copytree(networks / "segmenter", tmp_path / "segmenter"))
+    synthetic = like_real_ones(workspace, tmp_path / "planted")
+    arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html")]
+    arguments += ["--hippocampi.segmenter", str(package)]
     assert workspace.run("evaluate", *arguments) == 0
     first = json.loads((out / "figures.json").read_text())
-    assert first == json.loads((workspace.demo / "report" / "figures.json").read_text())
     pieces = sorted((out / ".voxfleet" / "measures").iterdir())
     before = [path.stat().st_mtime_ns for path in pieces]
     (out / "figures.json").unlink()
     assert workspace.run("evaluate", *arguments) == 0
     assert [path.stat().st_mtime_ns for path in pieces] == before
     assert json.loads((out / "figures.json").read_text()) == first
+    write_segmenter(package, seed=1)
+    assert workspace.run("evaluate", *arguments) == 0
+    ours = (json.loads((out / "figures.json").read_text()), first)
+    one, other = (found["sets"]["synthetic"]["figures"]["effect/hippocampi_ml"]["found"] for found in ours)
+    assert one["value"] != other["value"]
 
 
 def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):

@@ -8,6 +8,8 @@ from voxfleet.models.classifier import ClassifierConfig
 from voxfleet.tracking.base import TrackingConfig
 from voxfleet.train.classifier import ClassifierTrainingConfig
 
+Range = tuple[float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
@@ -25,8 +27,11 @@ class ClassifyConfig:
         folds: parts of the splits train and val.
         seeds: classifiers of each regime and fold, which differ in their initial weights, order and validation part.
         seed: of the folds and all draws.
+        region_mm: box that the classifiers look at, from and to along each axis (to the right, front and top), such as
+            [[-45, 45], [-45, 10], [-40, 10]] around the hippocampi; null takes whole volumes. A small cohort does not
+            teach a network where to look.
         positive: the class that is looked for, which sensitivity and AUC are of; null takes the last one.
-        model: the network; its input_size and num_classes are those of the volumes, whatever is set.
+        model: the network; its input_size and num_classes are those of the volumes (of the region), whatever is set.
         training: how each is trained.
         resources: where the job runs, and the number of actors; each trains one classifier at a time.
         tracking: where its record goes.
@@ -39,6 +44,7 @@ class ClassifyConfig:
     folds: int = 5
     seeds: int = 3
     seed: int = 0
+    region_mm: tuple[Range, Range, Range] | None = None
     positive: str | None = None
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     training: ClassifierTrainingConfig = field(default_factory=ClassifierTrainingConfig)
@@ -54,6 +60,9 @@ class ClassifyConfig:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if not all(percent > 0 for percent in self.mix) or len(set(self.mix)) < len(self.mix):
             raise ValueError(f"mix is {list(self.mix)}; it must be percentages above 0, each once")
+        for low, high in self.region_mm or ():
+            if not low < high:
+                raise ValueError(f"region_mm goes from {low} to {high} along an axis; it must go up")
 
     @property
     def regimes(self) -> tuple[Regime, ...]:

@@ -16,6 +16,7 @@ import torch
 from voxfleet import __version__, storage
 from voxfleet.config.classification import ClassifyConfig
 from voxfleet.data.folds import NO_FOLD, REAL, SYNTHETIC, TEST, Table, folds_of
+from voxfleet.data.geometry import voxels_in
 from voxfleet.data.sets import VolumeSet, open_set
 from voxfleet.data.shards import Manifest, read_manifest
 from voxfleet.engine.cluster import ray_errors
@@ -48,10 +49,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared; ``config`` has full paths."""
+    """What is compared; ``config`` has full paths, ``region`` are the voxels that are looked at."""
 
     config: ClassifyConfig
     manifest: Manifest
+    region: tuple[slice, ...]
     sets: tuple[VolumeSet, ...]
     table: Table
 
@@ -73,6 +75,7 @@ class Study:
                 f"training.augment.mirror is true, but {config.real} does not say that a mirrored head is one of the "
                 "same class; set it to false, or prepare the volumes with --source.mirrored true if it is"
             )
+        region = _region(config, manifest)
         labels = np.concatenate([_labels(each, manifest.classes) for each in sets])
         subjects = np.concatenate([each.subjects for each in sets])
         real = len(sets[0])
@@ -85,7 +88,7 @@ class Study:
         table = Table(manifest.classes, names, subjects, labels, parts, folds)
         if not len(table.of(TEST)):
             raise UserError(f"{config.real} has no subject in split test; make it again with another split")
-        study = cls(config, manifest, sets, table)
+        study = cls(config, manifest, region, sets, table)
         for unit in study.units().values():  # now, so that what cannot be drawn is found before anything is trained
             study.rows(unit)
         return study
@@ -104,7 +107,7 @@ class Study:
     @property
     def model(self) -> ClassifierConfig:
         """The network, for these volumes and classes."""
-        depth, height, width = self.manifest.shape
+        depth, height, width = (part.stop - part.start for part in self.region)
         return dataclasses.replace(
             self.config.model, input_size=(depth, height, width), num_classes=len(self.table.classes)
         )
@@ -126,13 +129,13 @@ class Study:
         return self.table.training(regime, unit.fold, (self.config.seed, unit.seed), self.config.training.validation)
 
     def read(self) -> np.ndarray:
-        """All volumes (n, D, H, W), in half precision: it keeps intensities in [0, 1] to .0005.
+        """The region of all volumes (n, D, H, W), in half precision: it keeps intensities in [0, 1] to .0005.
 
         Raises:
             UserError: if one cannot be read, is not finite, or not on the grid of the real ones.
         """
         tasks = [
-            _read.remote(each, np.arange(start, min(start + _READ_AT_ONCE, len(each))), self.manifest)
+            _read.remote(each, np.arange(start, min(start + _READ_AT_ONCE, len(each))), self.manifest, self.region)
             for each in self.sets
             for start in range(0, len(each), _READ_AT_ONCE)
         ]
@@ -154,8 +157,17 @@ def _labels(volumes: VolumeSet, classes: Sequence[str]) -> np.ndarray:
     return np.array([classes.index(name) for name in volumes.classes])[volumes.labels]
 
 
+def _region(config: ClassifyConfig, manifest: Manifest) -> tuple[slice, ...]:
+    if config.region_mm is None:
+        return tuple(slice(0, edge) for edge in manifest.shape)
+    try:
+        return voxels_in(config.region_mm, manifest.geometry["affine"], manifest.shape)
+    except ValueError as error:
+        raise UserError(f"region_mm is {config.region_mm}: {error}") from error
+
+
 @ray.remote
-def _read(volumes: VolumeSet, rows: np.ndarray, manifest: Manifest) -> np.ndarray:
+def _read(volumes: VolumeSet, rows: np.ndarray, manifest: Manifest, region: tuple[slice, ...]) -> np.ndarray:
     found, affines = volumes.read(rows)
     for name, volume, affine in zip(volumes.names[rows], found, affines, strict=True):
         what = f"{name} of {volumes.folder}"
@@ -165,7 +177,7 @@ def _read(volumes: VolumeSet, rows: np.ndarray, manifest: Manifest) -> np.ndarra
             raise UserError(f"{what} lies elsewhere than the real volumes (another affine); use sets of one grid")
         if not np.isfinite(volume).all():
             raise UserError(f"{what} has voxels that are not finite; leave it out, or make it again")
-    return np.stack(found).astype(np.float16)
+    return np.stack([volume[region] for volume in found]).astype(np.float16)
 
 
 class Training:
@@ -217,6 +229,7 @@ class Training:
             "architecture": architecture(self.study.model),
             "classes": list(manifest.classes),
             "shape": list(manifest.shape),
+            "region": [[part.start, part.stop] for part in self.study.region],
             "geometry": manifest.geometry,
             "training": {"voxfleet": __version__, "data": manifest.digest, "best": fitted.best, **as_document(config)},
         }

@@ -1,5 +1,6 @@
 """The evaluate job: real and synthetic volumes compared by figures, a release gate, and one page."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from voxfleet.engine.measures import (
     slice_positions,
     units,
 )
-from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.output import LEDGER, Output, digest
 from voxfleet.engine.saliency import look, saliency_figures, saliency_pictures
 from voxfleet.engine.summary import summary
 from voxfleet.engine.units import Ledger, Pool, run_units
@@ -56,7 +57,8 @@ def run(config: EvaluateConfig) -> None:
     """
     sets = _open_sets(config)
     package = read_package_config(config.autoencoder, "autoencoder")
-    compared = {name: volumes.digest for name, volumes in sets.items()} | {"autoencoder": package["fingerprint"]}
+    networks = _networks(config)
+    compared = {"sets": {name: volumes.digest for name, volumes in sets.items()}, "networks": networks}
     output = Output("evaluate", config.output, config)
     if _is_current(config, compared) and output.is_done(FIGURES):
         _enforce(config, storage.read_json(storage.join(config.output, FIGURES))["sets"])
@@ -66,7 +68,7 @@ def run(config: EvaluateConfig) -> None:
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output, workers=True) as tracker:
         gpus = gpus_per_worker(config.resources)
-        measuring = _measuring(config, sets, package, "cuda" if gpus else "cpu")
+        measuring = _measuring(config, sets, package, digest(networks), "cuda" if gpus else "cpu")
         measured = _measure(config, measuring, sets, gpus)
         rebuilt, quality = _rebuild(config, sets[REAL])
         views = look(measuring, measured, config.saliency, gpus)
@@ -112,7 +114,7 @@ def _open_sets(config: EvaluateConfig) -> dict[str, VolumeSet]:
     return sets
 
 
-def _is_current(config: EvaluateConfig, compared: dict[str, str]) -> bool:
+def _is_current(config: EvaluateConfig, compared: dict[str, dict[str, str]]) -> bool:
     """Whether the page is there and shows what would be compared now; a grown campaign is compared anew."""
     uri = storage.join(config.output, FIGURES)
     there = storage.exists(uri) and storage.exists(_page_uri(config))
@@ -123,7 +125,7 @@ def _measure(
     config: EvaluateConfig, measuring: Measuring, sets: dict[str, VolumeSet], gpus: float
 ) -> dict[str, Measured]:
     """What is found of each volume, by set; pieces that an earlier run measured are kept."""
-    work, total = units(sets), sum(map(len, sets.values()))
+    work, total = units(sets, measuring.networks), sum(map(len, sets.values()))
     progress = Progress("evaluate", total, "volumes")
     found = run_units(
         work,
@@ -142,7 +144,31 @@ def _measure(
     return {name: read_measured(measuring, sets[name], files[name]) for name in sets}
 
 
-def _measuring(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict[str, Any], device: str) -> Measuring:
+def _networks(config: EvaluateConfig) -> dict[str, str]:
+    """Digests of the networks by which volumes are measured, by what they are.
+
+    Raises:
+        UserError: if one is not there.
+    """
+    packages = {
+        "autoencoder": config.autoencoder,
+        "classifier": config.features.classifier,
+        "segmenter": config.hippocampi.segmenter,
+    }
+    known = {
+        kind: read_package_config(storage.absolute(folder), kind)["fingerprint"]
+        for kind, folder in packages.items()
+        if folder
+    }
+    for name in ("inception", "lpips"):
+        if uri := getattr(config.features, name):
+            known[name] = hashlib.sha256(storage.read_bytes(storage.absolute(uri))).hexdigest()
+    return known
+
+
+def _measuring(
+    config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict[str, Any], networks: str, device: str
+) -> Measuring:
     real = sets[REAL]
     (first,), (affine,) = real.read(np.array([0]))
     try:
@@ -161,6 +187,7 @@ def _measuring(config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict
     used = {EFFICIENTNET: config.features.has_efficientnet, INCEPTION: config.features.inception is not None}
     return Measuring(
         folder=storage.absolute(config.output),
+        networks=networks,
         shape=first.shape,
         affine=affine,
         positions=slice_positions(first.shape, sum(map(len, sets.values())), config.features.slices),

@@ -41,6 +41,7 @@ class Measuring:
 
     Attributes:
         folder: of the evaluation.
+        networks: digest of the content of all networks below; pieces by others are measured anew.
         shape: of every volume.
         affine: of the real volumes, (4, 4).
         positions: of the slices along each axis.
@@ -56,6 +57,7 @@ class Measuring:
     """
 
     folder: str
+    networks: str
     shape: tuple[int, ...]
     affine: np.ndarray
     positions: tuple[tuple[int, ...], ...]
@@ -83,10 +85,10 @@ def slice_positions(shape: Sequence[int], volumes: int, wanted: int | None) -> t
     )
 
 
-def units(sets: Mapping[str, VolumeSet]) -> dict[str, tuple[str, list[int]]]:
-    """The pieces of work: a few volumes of a set each, named by the content of the set."""
+def units(sets: Mapping[str, VolumeSet], networks: str) -> dict[str, tuple[str, list[int]]]:
+    """The pieces of work: a few volumes of a set each, named by the content of the set and of the ``networks``."""
     return {
-        f"{volumes.digest}-{start:07d}": (name, list(range(start, min(start + AT_ONCE, len(volumes)))))
+        f"{volumes.digest}-{networks}-{start:07d}": (name, list(range(start, min(start + AT_ONCE, len(volumes)))))
         for name, volumes in sets.items()
         for start in range(0, len(volumes), AT_ONCE)
     }
@@ -194,7 +196,6 @@ class Measured:
 
     Attributes:
         volumes: the set.
-        affine: of the real volumes, (4, 4).
         scalars: figures, by their names.
         small: (n, d, h, w) float32, the volumes at a lower resolution.
         spectra: (n, bins), power by frequency.
@@ -204,7 +205,6 @@ class Measured:
     """
 
     volumes: VolumeSet
-    affine: np.ndarray
     scalars: dict[str, np.ndarray]
     small: np.ndarray
     spectra: np.ndarray
@@ -235,6 +235,4 @@ def read_measured(measuring: Measuring, volumes: VolumeSet, files: Sequence[str]
         features[CLASSIFIER] = tensors(table, CLASSIFIER)[:, None]
         probabilities = tensors(table, "probabilities")
     small = tensors(table, "small")[:, 0].astype(np.float32)
-    return Measured(
-        volumes, measuring.affine, scalars, small, tensors(table, "spectrum"), features, probabilities, measuring
-    )
+    return Measured(volumes, scalars, small, tensors(table, "spectrum"), features, probabilities, measuring)

@@ -100,12 +100,15 @@ def _look(measuring: Measuring, volumes: VolumeSet, rows: np.ndarray) -> Looked:
     saliency = Saliency(classifier.model)
     read = np.stack(volumes.read(rows)[0])
     batch = torch.from_numpy(read).to(measuring.device)
+    seen = classifier.looked_at(batch[:, None])[:, 0]
     shares = None
     if measuring.segmenter:
         shares = load_segmenter(measuring.segmenter, measuring.device).shares(batch[:, None]).sum(dim=1).cpu().numpy()
     labels = [classifier.classes.index(volumes.classes[label]) for label in volumes.labels[rows]]
-    every = [saliency(batch[i], labels[i], seed=int(row)) for i, row in enumerate(rows)]
-    maps = {way: np.stack([found[way].cpu().numpy() for found in every]) for way in WAYS}
+    every = [saliency(seen[i], labels[i], seed=int(row)) for i, row in enumerate(rows)]
+    maps = {way: np.zeros_like(read) for way in WAYS}  # nothing speaks where it does not look
+    for way, values in maps.items():
+        values[(slice(None), *classifier.region)] = np.stack([found[way].cpu().numpy() for found in every])
     return Looked(
         n=len(rows),
         anatomy=read.sum(axis=0),

@@ -4,8 +4,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from voxfleet import storage
 from voxfleet.config.evaluation import EvaluateConfig
 from voxfleet.engine import comparison, release
@@ -71,7 +69,7 @@ def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: in
     gate: list[Figure] = []
     nearby: dict[str, Neighbourhood] = {}
     by_place: list[Position] = []
-    spacing = float(min(np.linalg.norm(real.affine[:3, :3], axis=0)))
+    spacing = min(real.how.spacing_mm)
     gate += release.whole_figures(synthetic, spacing)
     people = People.of(real)
     spaces = release.spaces(real)
