@@ -88,6 +88,18 @@ def test_importing_voxfleet_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_no_job_imports_what_takes_seconds_before_it_is_used():
+    """Every worker process of a job imports what the job does."""
+    code = """
+import importlib, pkgutil, sys
+import voxfleet.engine
+for module in pkgutil.iter_modules(voxfleet.engine.__path__):
+    importlib.import_module(f"voxfleet.engine.{module.name}")
+print([m for m in ("monai", "mlflow", "torch._dynamo") if m in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
 def test_every_error_survives_pickling():
     classes = [value for value in vars(errors).values() if inspect.isclass(value)]
     assert len(classes) >= 3

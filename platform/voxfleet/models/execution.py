@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -12,6 +11,8 @@ _SHAPES = 64  # each batch size is compiled for itself; past PyTorch's own limit
 
 
 def _compiled(network: nn.Module, mode: str | None) -> Any:
+    import torch._dynamo  # here, as it takes seconds to import
+
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
     return torch.compile(network, fullgraph=True, dynamic=False, mode=mode)
 

@@ -1,7 +1,6 @@
 """Where a classifier looks: maps of one volume, by MONAI. Letters: D/H/W voxels."""
 
 import torch
-from monai.visualize import GradCAM, SmoothGrad
 from torch import Tensor
 
 from voxfleet.models.classifier import Classifier
@@ -20,6 +19,8 @@ class Saliency:
 
     def __init__(self, model: Classifier) -> None:
         """``model`` is in evaluation mode, and keeps the hooks that are put into it."""
+        from monai.visualize import GradCAM, SmoothGrad  # here, as MONAI takes seconds to import
+
         self._model = model
         self._cam = GradCAM(model, "trunk", postprocessing=lambda found: found)
         self._smooth = SmoothGrad(model, stdev_spread=_SPREAD, n_samples=_SAMPLES, verbose=False)

@@ -7,7 +7,6 @@ voxels is too coarse for a structure of three millilitres.
 from dataclasses import dataclass
 
 import torch
-from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,6 +37,8 @@ class Segmenter(nn.Module):
     """Volumes to the logits of background, left and right hippocampus; any edges."""
 
     def __init__(self, config: SegmenterConfig) -> None:
+        from monai.networks.nets import UNet  # here, as MONAI takes seconds to import
+
         super().__init__()
         levels = len(config.channels) - 1
         self.multiple = 2**levels

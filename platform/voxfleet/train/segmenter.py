@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -130,6 +129,8 @@ def train_segmenter(
 
 def loss_function(logits: Tensor, shares: Tensor) -> Tensor:
     """The mean loss of logits (B, 1 + S, D, H, W), of which ``shares`` are the targets."""
+    from monai.losses import DiceLoss  # here, as MONAI takes seconds to import
+
     dice = DiceLoss(softmax=True, squared_pred=True, include_background=False, batch=True)
     return functional.cross_entropy(logits, shares) + dice(logits, shares)
 
