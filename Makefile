@@ -1,12 +1,12 @@
 # make demo   the whole path, from a simulated cohort to synthetic volumes (about 11 minutes on two cores, and installation)
-# make test   the default tests;  make test-slow  the long ones;  make lint  style and types
+# make test   the default tests;  make test-slow  the long ones;  make test-all  both;  make lint  style and types
 # Each installs what it needs into .venv first, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint clean-demo
+.PHONY: demo test test-slow test-all lint clean-demo
 
 demo: .venv/demo-installed
 	$(BIN)/python jobs/demo.py
@@ -16,6 +16,9 @@ test: .venv/dev-installed
 
 test-slow: .venv/dev-installed
 	$(BIN)/pytest -m slow
+
+test-all: .venv/dev-installed
+	$(BIN)/pytest -m 'not matrix'
 
 lint: .venv/dev-installed
 	$(BIN)/ruff check .

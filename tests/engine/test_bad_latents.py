@@ -125,7 +125,7 @@ def test_a_latent_that_is_not_a_number_is_named_by_its_subject(refused, split, m
         )
 
     spoilt = []
-    line = refused(rewrite(spoil), "--trainer.epochs", "1", "--trainer.validate_every", "1")
+    line = refused(rewrite(spoil), "--trainer.epochs", "1", "--resources.workers", "1")
     assert message.format(spoilt[0]) in line
 
 

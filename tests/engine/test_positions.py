@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from voxfleet.engine.comparison import Both
+from voxfleet.engine.comparison import Both, Stored
 from voxfleet.engine.measures import PLANES, Measuring
 from voxfleet.engine.positions import FRECHET, KID, places_mm, position_figures
 from voxfleet.metrics.resampling import Pool
@@ -25,6 +25,7 @@ def both(real, synthetic, moved=()):
     features = {f"net, {plane}": rng.standard_normal((n, 2, FEATURES)).astype(np.float32) for plane in PLANES}
     for plane, position in moved:
         features[f"net, {plane}"][real:, position] += 2
+    features = {name: Stored.of(values) for name, values in features.items()}
     pool = Pool(np.arange(n), np.arange(real), np.arange(real, n))
     rest = {"scalars": {}, "small": np.zeros(n), "spectra": np.zeros(n), "probabilities": None}
     return Both(

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
 from voxfleet.metrics import neighbours as module
-from voxfleet.metrics.neighbours import aligned_distances, nearest, neighbours, thumbnails
+from voxfleet.metrics.neighbours import aligned_distances, distances, nearest, neighbours, thumbnails
 
 
 def rows(n, d=7, seed=0):
@@ -136,3 +136,14 @@ def test_alignment_refuses_what_does_not_fit():
             aligned_distances(volumes[0], volumes, reach)
     with pytest.raises(ValueError, match="not finite"):
         aligned_distances(np.full_like(volumes[0], np.nan), volumes)
+
+
+def test_distances_of_all_pairs_are_those_of_differences():
+    rng = np.random.default_rng(0)
+    x, y = (
+        5 + rng.standard_normal((40, 9000)).astype(np.float16),
+        5 + rng.standard_normal((30, 9000)).astype(np.float16),
+    )
+    np.testing.assert_allclose(distances(x, y), cdist(x.astype(float), y.astype(float)), rtol=1e-4)
+    with pytest.raises(ValueError, match="two arrays"):
+        distances(x, y[:, :5])

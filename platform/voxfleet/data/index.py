@@ -58,18 +58,19 @@ class Index:
         Raises:
             UserError: if a shard cannot be read.
         """
-        needed, of_row = np.unique(self.groups[rows], return_inverse=True)
-        parts: list[Arrays] = []
-        sizes: list[int] = []
-        for file in np.unique(self.group_files[needed]):
-            numbers = self.group_numbers[needed[self.group_files[needed] == file]]
-            part, lengths = _read_groups(self.files[file], tuple(columns), numbers.tolist())
-            parts.append(part)
-            sizes.extend(lengths)
-        starts = np.cumsum([0, *sizes[:-1]])
-        take = starts[of_row] + self.offsets[rows]
-        arrays = {name: np.concatenate([part[name] for part in parts])[take] for name in columns}
-        return {**arrays, "label": self.labels[rows]}
+        arrays: Arrays = {"label": self.labels[rows]}
+        for name in columns:
+            shape, dtype = self.columns[name]
+            arrays[name] = np.empty((len(rows), *shape), dtype)
+        of_file = self.group_files[self.groups[rows]]
+        for file in np.unique(of_file):  # one after another: groups hold more than what is asked for
+            places = np.flatnonzero(of_file == file)
+            needed, of_row = np.unique(self.groups[rows[places]], return_inverse=True)
+            part, lengths = _read_groups(self.files[file], tuple(columns), self.group_numbers[needed].tolist())
+            take = np.cumsum([0, *lengths[:-1]])[of_row] + self.offsets[rows[places]]
+            for name in columns:
+                arrays[name][places] = part[name][take]
+        return arrays
 
 
 def read_index(folder: str, manifest: Manifest, columns: Sequence[str]) -> dict[str, Index]:

@@ -58,7 +58,7 @@ class VolumeSet:
             mine = rows[(rows >= begin) & (rows < begin + len(index))]
             if len(mine):
                 found |= dict(zip(mine.tolist(), index.read(mine - begin, ("volume",))["volume"], strict=True))
-        return [found[row].astype(np.float32) for row in rows.tolist()], [self.affine] * len(rows)
+        return [found[row].astype(np.float32, copy=False) for row in rows.tolist()], [self.affine] * len(rows)
 
 
 def open_set(folder: str) -> VolumeSet:

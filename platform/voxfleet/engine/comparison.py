@@ -75,6 +75,20 @@ def attempted(key: str, name: str, make: Callable[[], Figure]) -> Figure:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An array in the object store, where this process and all tasks of a node see it without a copy of their own."""
+
+    ref: ray.ObjectRef
+    array: np.ndarray
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Stored":
+        """``array`` as it is there; it may be let go."""
+        ref = ray.put(array)
+        return cls(ref, ray.get(ref))
+
+
+@dataclass(frozen=True)
 class Both:
     """The real and one synthetic set together.
 
@@ -94,9 +108,9 @@ class Both:
     classes: tuple[str, ...]
     labels: np.ndarray
     scalars: Mapping[str, np.ndarray]
-    small: np.ndarray
+    small: Stored
     spectra: np.ndarray
-    features: Mapping[str, np.ndarray]
+    features: Mapping[str, Stored]
     probabilities: np.ndarray | None
     held_out: np.ndarray
 
@@ -119,9 +133,11 @@ class Both:
             classes=real.volumes.classes,
             labels=both(*labels),
             scalars={name: both(values, synthetic.scalars[name]) for name, values in real.scalars.items()},
-            small=both(real.small, synthetic.small),
+            small=Stored.of(both(real.small, synthetic.small)),
             spectra=both(real.spectra, synthetic.spectra),
-            features={name: both(values, synthetic.features[name]) for name, values in real.features.items()},
+            features={
+                name: Stored.of(both(values, synthetic.features[name])) for name, values in real.features.items()
+            },
             probabilities=both(real.probabilities, synthetic.probabilities)
             if real.probabilities is not None and synthetic.probabilities is not None
             else None,
@@ -138,7 +154,7 @@ class Both:
 
         A Gaussian in as many dimensions as there are samples has no covariance worth its name.
         """
-        _, slices, width = self.features[name].shape
+        _, slices, width = self.features[name].array.shape
         return max(1, min(_COMPONENTS, self.pool.n // 2, len(self.pool.real) * slices - 1, width))
 
     def pools(self) -> Iterator[tuple[str, Pool]]:
@@ -233,13 +249,12 @@ def compared(
 def _distances(both: Both) -> Iterator[_Asked]:
     """Kernel and Frechet distances, by features and class."""
     for name, features in both.features.items():
-        data = ray.put(features)
         kernels, components = _kernels(features), both.components(name)
         ways = {
             "KID": (kid, kernels),
             f"Frechet distance ({components} components)": (
                 frechet_distance,
-                _coordinates.remote(data, both.pool.real, components),
+                _coordinates.remote(features.ref, both.pool.real, components),
             ),
         }
         for group, pool in both.pools():
@@ -250,7 +265,9 @@ def _distances(both: Both) -> Iterator[_Asked]:
 
 def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
     """Precision, recall, density and coverage by the features ``name``."""
-    data = _coordinates.remote(both.features[name].mean(axis=1, keepdims=True), both.pool.real, both.components(name))
+    data = _coordinates.remote(
+        both.features[name].array.mean(axis=1, keepdims=True), both.pool.real, both.components(name)
+    )
     neighbours = max(1, min(_NEIGHBOURS, both.pool.n // 2 - 1))
     for field in Manifold._fields:
         yield _Asked(
@@ -266,7 +283,7 @@ def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
 
 def _diversity(both: Both) -> Iterator[_Asked]:
     """How much the volumes of a class differ from each other, synthetic over real."""
-    data = _root_mean_square.remote(both.small.reshape(len(both.small), -1))
+    data = _root_mean_square.remote(both.small.ref)
     for group, pool in both.pools():
         name = f"mean difference of two volumes, synthetic over real, {group}"
         yield _Asked(
@@ -282,7 +299,7 @@ def _dissimilarity(both: Both) -> _Asked:
         key="ms_ssim",
         name="1 - MS-SSIM of two volumes, synthetic over real",
         distance=_dissimilarity_ratio,
-        data=_ms_ssim.remote(both.small, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)),
+        data=_ms_ssim.remote(both.small.ref, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)),
         pool=pool,
         less_is_worse=True,
     )
@@ -379,7 +396,7 @@ def _dissimilarity_ratio(of_pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> 
     return float(made / real)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back MONAI's memory
 def _ms_ssim(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """For each two ``rows``, (n, 2), these and the similarity of their volumes, (n, 3)."""
     if not len(rows) or min(small.shape[1:]) < _LEAST_EDGE:
@@ -416,10 +433,11 @@ def _standardised(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
 
 
 @ray.remote(num_cpus=1)
-def _root_mean_square(x: np.ndarray) -> np.ndarray:
-    """The root mean square difference of each two rows of x (N, voxels), (N, N)."""
-    centred = (x - x.mean(axis=0)).astype(np.float32)
-    squares = (centred**2).sum(axis=1)
+def _root_mean_square(volumes: np.ndarray) -> np.ndarray:
+    """The root mean square difference of each two of the ``volumes`` (N, d, h, w), (N, N)."""
+    x = volumes.reshape(len(volumes), -1)
+    centred = x - x.mean(axis=0, dtype=np.float32)
+    squares = np.einsum("ij,ij->i", centred, centred)
     products = squares[:, None] + squares - 2 * centred @ centred.T
     np.fill_diagonal(products, 0)
     return np.sqrt(np.maximum(products, 0).astype(np.float64) / x.shape[1])
@@ -442,16 +460,16 @@ def coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.n
     return (features.reshape(-1, width) @ axes[:, :components]).reshape(*features.shape[:2], components)
 
 
-def _kernels(features: np.ndarray) -> ray.ObjectRef:
+def _kernels(features: Stored) -> ray.ObjectRef:
     """The kernel of each two volumes, (N, N), by blocks on the cluster."""
-    parts = [ray.put(features[start : start + _BLOCK]) for start in range(0, len(features), _BLOCK)]
-    blocks = [_kernel_block.remote(parts[j], parts[i]) for i in range(len(parts)) for j in range(i + 1)]
-    return _symmetric.remote(len(features), *blocks)
+    parts = [slice(start, start + _BLOCK) for start in range(0, len(features.array), _BLOCK)]
+    blocks = [_kernel_block.remote(features.ref, parts[j], parts[i]) for i in range(len(parts)) for j in range(i + 1)]
+    return _symmetric.remote(len(features.array), *blocks)
 
 
 @ray.remote(num_cpus=1)
-def _kernel_block(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return kernel_matrix(x, y)
+def _kernel_block(features: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    return kernel_matrix(features[rows], features[columns])
 
 
 @ray.remote(num_cpus=1)

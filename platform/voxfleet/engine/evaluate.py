@@ -218,31 +218,35 @@ def _segmenter(config: EvaluateConfig, real: VolumeSet) -> str | None:
 
 
 def _rebuild(config: EvaluateConfig, real: VolumeSet) -> tuple[dict[int, np.ndarray], dict[str, float]]:
-    """Reconstructions of test volumes, by row, and how near they are."""
+    """Reconstructions of the test volumes that are shown, by row, and how near all are."""
     rows = np.flatnonzero(real.splits == "test")[:_REBUILT]
-    volumes = np.stack(real.read(rows)[0])
+    by_class = [rows[real.labels[rows] == label] for label in range(len(real.classes))]
+    shown = np.concatenate([of_class[: _SHOWN // 2] for of_class in by_class])
     with ray_errors():
-        rebuilt, quality = ray.get(_reconstruct.remote(storage.absolute(config.autoencoder), volumes))
+        rebuilt, quality = ray.get(_reconstruct.remote(storage.absolute(config.autoencoder), real, rows, shown))
     figures = {
         "psnr": float(np.mean(quality["psnr"])),
         "psnr_min": float(np.min(quality["psnr"])),
         "ssim": float(np.mean(quality["ssim"])),
     }
-    return dict(zip(rows.tolist(), rebuilt, strict=True)), figures
+    return rebuilt, figures
 
 
-@ray.remote
-def _reconstruct(folder: str, volumes: np.ndarray) -> tuple[np.ndarray, dict[str, list[float]]]:
-    """Reconstructions (n, D, H, W) from the posterior's mean, and their PSNR and SSIM."""
+@ray.remote(max_calls=1)  # its worker ends, and gives back what it took
+def _reconstruct(
+    folder: str, volumes: VolumeSet, rows: np.ndarray, shown: np.ndarray
+) -> tuple[dict[int, np.ndarray], dict[str, list[float]]]:
+    """Reconstructions (D, H, W) from the posterior's mean of the rows ``shown``, and PSNR and SSIM of all ``rows``."""
     autoencoder = load_autoencoder(folder)
-    rebuilt: list[torch.Tensor] = []
+    rebuilt: dict[int, np.ndarray] = {}
     quality: dict[str, list[float]] = {"psnr": [], "ssim": []}
-    for batch in torch.from_numpy(volumes.copy())[:, None].split(_REBUILT_AT_ONCE):
+    for part in np.array_split(rows, -(-len(rows) // _REBUILT_AT_ONCE)):
+        batch = torch.from_numpy(np.stack(volumes.read(part)[0]))[:, None]
         out = autoencoder.decode(autoencoder.encode(batch)[0])
         quality["psnr"] += psnr(out, batch).tolist()
         quality["ssim"] += ssim(out, batch).tolist()
-        rebuilt.append(out[:, 0])
-    return torch.cat(rebuilt).numpy(), quality
+        rebuilt |= {row: out[i, 0].numpy() for i, row in enumerate(part.tolist()) if row in shown}
+    return rebuilt, quality
 
 
 def _pictures(
@@ -262,7 +266,7 @@ def _pictures(
     ]
     sections["Reconstructed"] = []
     for label, class_name in enumerate(real.classes):
-        rows = [row for row in rebuilt if real.labels[row] == label][: _SHOWN // 2]
+        rows = [row for row in rebuilt if real.labels[row] == label]
         if rows:
             both = [volume for row in rows for volume in (real.read(np.array([row]))[0][0], rebuilt[row])]
             picture = mosaic(np.stack(both), ["test", "rebuilt"] * len(rows))

@@ -197,7 +197,7 @@ class Measured:
     Attributes:
         volumes: the set.
         scalars: figures, by their names.
-        small: (n, d, h, w) float32, the volumes at a lower resolution.
+        small: (n, d, h, w) float16, the volumes at a lower resolution.
         spectra: (n, bins), power by frequency.
         features: (n, S, F) float32, by name and plane; S is 1 for features of a whole volume.
         probabilities: (n, classes) of the real set, by the classifier, if there is one.
@@ -234,5 +234,7 @@ def read_measured(measuring: Measuring, volumes: VolumeSet, files: Sequence[str]
     if CLASSIFIER in kinds:
         features[CLASSIFIER] = tensors(table, CLASSIFIER)[:, None]
         probabilities = tensors(table, "probabilities")
-    small = tensors(table, "small")[:, 0].astype(np.float32)
-    return Measured(volumes, scalars, small, tensors(table, "spectrum"), features, probabilities, measuring)
+    small, spectra = tensors(table, "small")[:, 0], tensors(table, "spectrum")
+    del table
+    pa.default_memory_pool().release_unused()
+    return Measured(volumes, scalars, small, spectra, features, probabilities, measuring)

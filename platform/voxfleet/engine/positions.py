@@ -55,7 +55,7 @@ def position_figures(both: Both, how: Measuring, *, repeats: int, seed: int) -> 
     if pool.n < 2:
         return []
     asked = [
-        _at.remote(both.features[f"{network}, {plane}"][chosen, number], pool, min(repeats, _REPEATS), seed)
+        _at.remote(both.features[f"{network}, {plane}"].ref, chosen, number, pool, min(repeats, _REPEATS), seed)
         for network in how.slice_networks
         for axis, plane in enumerate(PLANES)
         for number in range(len(how.positions[axis]))
@@ -94,10 +94,12 @@ def _drawn(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 @ray.remote(num_cpus=1)
-def _at(features: np.ndarray, pool: Pool, repeats: int, seed: int) -> dict[str, tuple[Interval, Interval]]:
-    """Found and floor of each way, for slices (N, F) of one place."""
+def _at(
+    features: np.ndarray, rows: np.ndarray, place: int, pool: Pool, repeats: int, seed: int
+) -> dict[str, tuple[Interval, Interval]]:
+    """Found and floor of each way, for the slices at one place of the volumes in ``rows``."""
     found = {}
-    for way, distance in _ways(features[:, None], pool):
+    for way, distance in _ways(features[rows, place, None], pool):
         comparison = compare(distance, pool, repeats=repeats, seed=seed)
         found[way] = (comparison.found, comparison.floor)
     return found

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
-from scipy.spatial.distance import cdist
 
 from voxfleet.config.evaluation import ReleaseConfig
 from voxfleet.data.sets import VolumeSet
@@ -14,12 +13,12 @@ from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.comparison import Figure, attempted
 from voxfleet.engine.measures import AUTOENCODER, Measured
 from voxfleet.metrics import privacy
-from voxfleet.metrics.neighbours import aligned_distances, nearest, neighbours, thumbnails
+from voxfleet.metrics.neighbours import aligned_distances, distances, nearest, neighbours, thumbnails
 from voxfleet.metrics.statistics import Interval, wilson
 
 LATENTS, FEATURES, VOXELS = "latents", "features", "voxels"
 _CANDIDATES = 3
-_AT_ONCE = 16  # volumes of a task
+_AT_ONCE = 8  # volumes of a task
 _PLACE = 0.1  # of a voxel
 
 
@@ -118,7 +117,7 @@ def neighbourhood(space: str, real: Measured, synthetic: Measured, people: Peopl
         find(held_out, made)[0],
         find(made.first(size), None)[0],
         find(training.first(size), None)[0],
-        *(cdist(made.values(space), side.values(space)) for side in (training, held_out)),
+        *(distances(made.values(space), side.values(space)) for side in (training, held_out)),
     )
 
 
@@ -147,9 +146,9 @@ def _nearest_shifted(x: _Side, y: _Side | None) -> tuple[np.ndarray, np.ndarray]
 def _aligned(volumes: VolumeSet, others: VolumeSet, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Distances of the volumes in ``rows`` (n,) to their ``candidates`` (n, k) among the others."""
     wanted, place = np.unique(candidates, return_inverse=True)
-    read = np.stack(others.read(wanted)[0])
+    read = others.read(wanted)[0]
     each = zip(volumes.read(rows)[0], place.reshape(candidates.shape), strict=True)
-    return np.array([aligned_distances(volume, read[chosen]) for volume, chosen in each])
+    return np.array([aligned_distances(volume, np.stack([read[i] for i in chosen])) for volume, chosen in each])
 
 
 def whole_figures(synthetic: Measured, spacing_mm: float) -> Iterator[Figure]:

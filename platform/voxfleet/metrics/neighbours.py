@@ -65,6 +65,16 @@ def neighbours(x: np.ndarray, y: np.ndarray | None = None, *, count: int) -> tup
     return distances, indices
 
 
+def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The Euclidean distance of each row of x (n, d) to each of y (m, d), (n, m), to the rounding of inner products.
+
+    Raises:
+        ValueError: as ``neighbours``.
+    """
+    _check_rows(x, y, 1, 1)
+    return np.sqrt(np.maximum(_squared_distances(x, y, y.mean(axis=0, dtype=np.float64)), 0))
+
+
 def _check_rows(x: np.ndarray, y: np.ndarray, needed: int, count: int) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not x.size:
         raise ValueError(f"rows are {x.shape} and {y.shape}; give two arrays, (n, d) and (m, d), that are not empty")
