@@ -34,6 +34,7 @@ TINY = {
     ],
     "evaluate": [
         *["--release.enforce", "false", "--repeats", "20", "--features.efficientnet", "false"],  # few and poor volumes
+        *["--resources.workers", "1"],
     ],
 }
 EXTRA = {  # jobs that are no part of the path

@@ -186,7 +186,7 @@ def test_means_alone_train_a_model_that_is_not_decoded(workspace, fails, table, 
     np.testing.assert_allclose(manifest.std, mu.std(axis=(0, 2, 3, 4)), rtol=1e-6)
 
     outputs = ["--output", str(tmp_path / "runs"), "--package", str(tmp_path / "model")]
-    one_epoch = ["--trainer.epochs", "1", "--samples.autoencoder", "null"]
+    one_epoch = ["--trainer.epochs", "1", "--samples.autoencoder", "null", "--resources.workers", "1"]
     assert workspace.run("train", "--data", str(tmp_path / "latents"), *outputs, *one_epoch) == 0
     model = load_model(str(tmp_path / "model"))
     assert model.sample(["HC"], [1], steps=2).shape == (1, *manifest.shape)

@@ -191,7 +191,8 @@ def test_a_training_that_was_killed_while_it_was_recorded_is_recorded_by_the_sam
 
 
 def test_float16_shards_hold_the_same_latents(workspace, tmp_path):
-    assert workspace.run("encode", "--output", str(tmp_path / "half"), "--dtype", "float16") == 0
+    more = ["--dtype", "float16", "--resources.workers", "1"]
+    assert workspace.run("encode", "--output", str(tmp_path / "half"), *more) == 0
     half = column(tmp_path / "half", "latents", "mu")
     assert half.dtype == np.float16
     np.testing.assert_allclose(half, column(workspace.demo / "latents", "latents", "mu"), atol=2e-2)
@@ -214,7 +215,8 @@ def test_a_page_is_made_anew_when_the_campaign_has_grown(workspace, tmp_path):
 def test_a_package_may_lie_in_its_run(workspace, tmp_path):
     """The default of ``package``; and a claim that was killed before its file was written does not lock the folder."""
     (tmp_path / "runs" / "dit" / ".voxfleet").mkdir(parents=True)
-    assert workspace.run("train", "--output", str(tmp_path / "runs"), "--package", "null", "--trainer.epochs", "1") == 0
+    more = ["--package", "null", "--trainer.epochs", "1", "--resources.workers", "1"]
+    assert workspace.run("train", "--output", str(tmp_path / "runs"), *more) == 0
     assert load_model(str(tmp_path / "runs" / "dit" / "package")).classes == ("HC", "TLE")
 
 
