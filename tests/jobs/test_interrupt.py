@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,18 +18,22 @@ def fragments(output: Path) -> int:
     return len(list((output / ".voxfleet" / "ledger").glob("*.parquet")))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_an_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(processes, tmp_path, number, code):
+def test_an_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(processes, tmp_path):
+    """Killed at first, then interrupted as a terminal does."""
     long = ["--trainer.epochs", "60", "--trainer.checkpoint_every", "1", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
 
     def arguments(name):
         return [*long, "--output", str(tmp_path / name), "--package", str(tmp_path / name / "package")]
 
-    def has_begun():
-        return max(CheckpointStore(str(tmp_path / "killed" / "dit")).steps(), default=0) >= 4
+    def newest():
+        return max(CheckpointStore(str(tmp_path / "killed" / "dit")).steps(), default=0)
 
-    assert processes.interrupt_when(has_begun, number, "train", *arguments("killed")) == code
-    assert not (tmp_path / "killed" / "package" / "config.json").exists()
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        before = newest()
+        done = partial(lambda wanted: newest() >= wanted, before + 4)
+        ended = processes.interrupt_when(done, number, "train", *arguments("killed"))
+        assert ended == code
+        assert not (tmp_path / "killed" / "package" / "config.json").exists()
     processes.finish("train", *arguments("killed"))
     processes.finish("train", *arguments("clean"))
     killed, clean = (load_file(tmp_path / name / "package" / "model.safetensors") for name in ("killed", "clean"))
