@@ -258,6 +258,8 @@ class _Watch:
         if self._step is not None:
             why = "a worker was lost" if workers == self._workers else f"there are {workers} workers now"
             say(f"{self._progress.stage}: {why}; going on from step {step}")
+        elif step and self.job.validation.rungs is None:
+            say(f"{self._progress.stage}: going on from step {step} of {self.job.total_steps}")
         self._progress.skip(step - (self._step or 0))
         self._step, self._workers = step, workers
         self._beside.look()
