@@ -125,8 +125,9 @@ def test_other_people_pass_everything(cohort):
     verdict, failed = cohort.judged("half", cohort.others)
     assert failed == set()
     assert verdict.words == "release: pass"
-    effects = {figure.key: figure for figure in verdict.figures["Anatomy"]}
-    assert effects["effect/hippocampus_asymmetry"].floor.low > 1  # the disease is there to be seen
+    anatomy = {figure.key: figure for figure in verdict.figures["Anatomy"]}
+    assert anatomy["effect/hippocampus_asymmetry"].floor.low > 1  # the disease is there to be seen
+    assert anatomy["transfer"].floor.low > 0.7
 
 
 def noisy(volumes, amount):
@@ -184,8 +185,8 @@ def test_people_who_were_trained_on_are_found_in_the_set(cohort, name, disguise,
 
 def test_swapped_labels_are_caught(cohort):
     _, failed = cohort.judged("swapped", cohort.others, labels=1 - cohort.other_labels)
-    assert {"effect/hippocampus_asymmetry", "effect/hippocampus_smaller_ml"} <= failed
-    assert not {key for key in failed if not key.startswith(("effect/", "kid/", "frechet/"))}
+    assert {"effect/hippocampus_asymmetry", "effect/hippocampus_smaller_ml", "transfer"} <= failed
+    assert not {key for key in failed if not key.startswith(("effect/", "kid/", "frechet/", "transfer"))}
 
 
 def test_a_set_that_lies_elsewhere_is_caught(cohort):

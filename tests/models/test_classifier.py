@@ -37,6 +37,18 @@ def test_parameters_are_those_of_the_paper_with_a_third_axis():
     assert sum(parameter.numel() for parameter in on_meta(ClassifierConfig(name="efficientnet-b0")).parameters()) < 5e6
 
 
+@pytest.mark.parametrize("config", BOTH, ids=IDS)
+def test_weights_are_drawn_for_as_many_as_they_feed(config):
+    """A depthwise kernel feeds one channel, not all: otherwise its first weights are a tenth of what they should be."""
+    torch.manual_seed(0)
+    convolutions = [module for module in build_classifier(config).trunk.modules() if isinstance(module, nn.Conv3d)]
+    large = [module for module in convolutions if module.weight.numel() > 2000]
+    assert any(module.groups > 1 for module in large)
+    for module in large:
+        fed = module.out_channels // module.groups * module.weight[0, 0].numel()
+        assert module.weight.std().item() == pytest.approx((2 / fed) ** 0.5, rel=0.1)
+
+
 def test_stages_have_the_shapes_of_the_paper():
     model, x = on_meta(ClassifierConfig()), torch.empty(1, 1, 96, 128, 96, device="meta")
     seen = []

@@ -15,6 +15,7 @@ import torch
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.measures import AUTOENCODER, Measured
 from voxfleet.metrics.anatomy import log_spectral_distance
+from voxfleet.metrics.classification import transfer_auc
 from voxfleet.metrics.distances import Moments, frechet, kernel_matrix, mmd2, principal_axes
 from voxfleet.metrics.manifold import Manifold, manifold
 from voxfleet.metrics.resampling import Distance, Pool, compare
@@ -192,7 +193,7 @@ def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[F
         "Distances": list(_distances(both)),
         "Fidelity and coverage": list(_manifolds(both, AUTOENCODER)),
         "Diversity": [*_diversity(both), _dissimilarity(both), *_scores(both)],
-        "Anatomy": [*_anatomy(both), _spectrum(both)],
+        "Anatomy": [*_anatomy(both), _spectrum(both), *_transfer(both)],
     }
     figures = {
         group: [_figure.remote(one.data, _without_data(one), repeats, seed) for one in every]
@@ -343,6 +344,20 @@ def _anatomy(both: Both) -> Iterator[_Asked]:
         data = ray.put(both.scalars[key])
         label = f"{name}, difference in standard deviations"
         yield _Asked(key=f"anatomy/{key}", name=label, distance=_standardised, data=data, pool=both.pool)
+
+
+def _transfer(both: Both) -> Iterator[_Asked]:
+    """Whether what the synthetic set teaches about the disease holds in real people."""
+    measured = [both.scalars[key] for key in both.anatomy if np.isfinite(both.scalars[key]).all()]
+    if len(both.classes) == 2 and measured:
+        name = f"AUC of {both.classes[1]} in real people, learned from the other set's anatomy (logistic regression)"
+        data = ray.put(np.column_stack([*measured, both.labels]))
+        yield _Asked(key="transfer", name=name, distance=_transferred, data=data, pool=both.pool, less_is_worse=True)
+
+
+def _transferred(measured: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """Learned from the weighting ``b`` (N,), tested in ``a``; the last column of ``measured`` is the class."""
+    return transfer_auc(measured[:, :-1], measured[:, -1] == 1, a, b)
 
 
 def effect_figures(both: Both) -> Iterator[Figure]:

@@ -39,6 +39,35 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
     return {name: wilson(int(right[mine].sum()), int(mine.sum())) for name, mine in groups.items() if mine.any()}
 
 
+def transfer_auc(features: np.ndarray, is_positive: np.ndarray, tested: np.ndarray, trained: np.ndarray) -> float:
+    """AUC, in volumes that count ``tested`` times, of a logistic regression learned from those that count ``trained``.
+
+    "Train on synthetic, test on real": Esteban, Hyland & Raetsch, "Real-valued (Medical) Time Series Generation with
+    Recurrent Conditional GANs" (2017). Features are scaled to the spread of those learned from; the penalty is ridge's.
+
+    Args:
+        features: (n, F).
+        is_positive: (n,) bool.
+        tested, trained: weights (n,), 0 or more.
+
+    Raises:
+        ValueError: if either part holds one class only.
+    """
+    from sklearn.linear_model import LogisticRegression  # here, as it takes a second to import
+    from sklearn.metrics import roc_auc_score
+
+    parts = [weights > 0 for weights in (tested, trained)]
+    if any(len(np.unique(is_positive[there])) < 2 for there in parts):
+        raise ValueError("a draw of so few volumes holds one class only; it takes both")
+    there, learned = parts
+    mean = np.average(features[learned], axis=0, weights=trained[learned])
+    variance = np.average((features[learned] - mean) ** 2, axis=0, weights=trained[learned])
+    scaled = (features - mean) / np.sqrt(np.where(variance > 0, variance, 1))
+    model = LogisticRegression().fit(scaled[learned], is_positive[learned], sample_weight=trained[learned])
+    scores = model.decision_function(scaled[there])
+    return float(roc_auc_score(is_positive[there], scores, sample_weight=tested[there]))
+
+
 def roc_curve(scores: np.ndarray, is_positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rate at each threshold, from (0, 0) to (1, 1)."""
     order = np.argsort(-scores, kind="stable")

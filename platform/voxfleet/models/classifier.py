@@ -105,7 +105,8 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
     trunk, width = CLASSIFIERS[config.name](config)
     for module in trunk.modules():
         if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups  # depthwise: of one channel
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return Classifier(trunk, width, config).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
