@@ -200,3 +200,30 @@ def test_a_lock_leaves_no_folder_unless_something_came_of_it(tmp_path):
 def test_a_remote_lock_holds_nothing():
     with storage.locked("s3://bucket/out/lock"):
         pass
+
+
+def test_relative_paths_begin_at_the_root(tmp_path, monkeypatch):
+    monkeypatch.setenv(storage.ROOT, str(tmp_path))
+    assert storage.absolute("a/../b") == f"{tmp_path}/b"
+    storage.write_bytes("b/file", b"1")
+    assert (tmp_path / "b" / "file").read_bytes() == b"1"
+    assert storage.absolute("/elsewhere") == "/elsewhere"
+    assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.absolute("x", str(tmp_path / "start")) == f"{tmp_path}/start/x"
+    monkeypatch.setenv(storage.ROOT, "s3://bucket/me")
+    assert storage.absolute("a/../b") == "s3://bucket/me/b"
+    assert not storage.is_local("b")
+    assert storage.absolute("x", "tables") == "s3://bucket/me/tables/x"
+    assert storage.is_local("/elsewhere")
+
+
+def test_a_relative_path_in_the_folder_of_a_submitted_job_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv(storage.ROOT, raising=False)
+    with pytest.raises(UserError, match="out/here is a relative path"):
+        storage.write_bytes("out/here", b"1")
+    assert storage.absolute("/full") == "/full"
+    monkeypatch.setenv(storage.ROOT, str(tmp_path))
+    assert storage.absolute("out") == f"{tmp_path}/out"

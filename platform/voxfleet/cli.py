@@ -1,5 +1,6 @@
 """The command line: ``voxfleet JOB --config FILE --key.sub value``."""
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voxfleet import __version__
-from voxfleet.errors import VoxfleetError
+from voxfleet.errors import UserError, VoxfleetError
 
 INTERRUPTED = 130
 
@@ -58,12 +59,21 @@ JOBS = {
     ),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
+    "doctor": Job("submission.DoctorConfig", "doctor", "check what jobs need, on every node of a cluster"),
 }
+SUBMIT = "submit"
+CLUSTER = {
+    SUBMIT: Job("submission.SubmitConfig", "submit", "run a job on a cluster: voxfleet submit JOB --address URL ..."),
+    "jobs": Job("submission.JobsConfig", "jobs", "list the jobs on a cluster"),
+    "logs": Job("submission.LogsConfig", "logs", "show the log of a job on a cluster: voxfleet logs ID", "id"),
+    "stop": Job("submission.StopConfig", "stop", "stop a job on a cluster: voxfleet stop ID", "id"),
+}
+DOCTOR = "doctor"
 
 
 def config_class(job: str) -> type:
     """The configuration dataclass of a job."""
-    module, _, name = JOBS[job].config.rpartition(".")
+    module, _, name = {**JOBS, **CLUSTER}[job].config.rpartition(".")
     return getattr(importlib.import_module(f"voxfleet.config.{module or 'jobs'}"), name)
 
 
@@ -81,18 +91,59 @@ def parse(job: str, arguments: list[str]) -> Any:
 
 def run_job(job: str, config: Any) -> None:
     """Run a job to its end."""
-    importlib.import_module(f"voxfleet.engine.{JOBS[job].engine}").run(config)
+    _engine({**JOBS, **CLUSTER}[job]).run(config)
+
+
+def _engine(job: Job) -> Any:
+    return importlib.import_module(f"voxfleet.engine.{job.engine}")
+
+
+def submit(arguments: list[str]) -> None:
+    """Run the job that ``arguments`` begin with on a cluster; its configuration is checked here first."""
+    from voxfleet.config.submission import split_arguments, with_profile
+
+    job = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    mine, of_job = split_arguments(arguments[1:] if job else arguments)
+    if not job:
+        parse(SUBMIT, with_profile(arguments))  # --help
+        raise UserError("which job? voxfleet submit JOB --address http://HEAD:8265 --config FILE ...")
+    if job not in JOBS:
+        raise UserError(f"unknown job {job!r}; the jobs are {', '.join(JOBS)}")
+    job_config = parse(job, _named(JOBS[job], of_job))
+    if job == DOCTOR and job_config.expected is None:
+        job_config = dataclasses.replace(job_config, expected=_engine(JOBS[DOCTOR]).versions())
+    _engine(CLUSTER[SUBMIT]).submit(parse(SUBMIT, with_profile(mine)), job, job_config)
+
+
+def _named(job: Job, arguments: list[str]) -> list[str]:
+    """``arguments`` with the name of the first one, where the job knows what it is."""
+    if job.positional and arguments and not arguments[0].startswith("-"):
+        return [f"--{job.positional}", *arguments]
+    return arguments
+
+
+def _look(command: str, arguments: list[str]) -> None:
+    """Run a command for clusters."""
+    from voxfleet.config.submission import with_profile
+
+    run_job(command, parse(command, with_profile(_named(CLUSTER[command], arguments))))
 
 
 def usage() -> str:
     """What `voxfleet --help` prints."""
-    lines = [f"  {name:<15} {job.help}" for name, job in JOBS.items()]
+
+    def listed(jobs: dict[str, Job]) -> list[str]:
+        return [f"  {name:<15} {job.help}" for name, job in jobs.items()]
+
     return "\n".join(
         [
             "usage: voxfleet JOB --config FILE [--key.sub value ...]",
             "",
             "jobs:",
-            *lines,
+            *listed(JOBS),
+            "",
+            "on a running cluster:",
+            *listed(CLUSTER),
             "",
             "voxfleet JOB --help explains every key; --print_config prints the configuration that would run.",
             "Exit codes: 0 done, 1 our bug, 2 the input is wrong, 3 what was made is not what is allowed,",
@@ -110,11 +161,15 @@ def main(arguments: list[str]) -> int:
         print(f"voxfleet {__version__}")
         return 0
     job, rest = arguments[0], arguments[1:]
+    if job == SUBMIT:
+        return guarded(lambda: submit(rest))
+    if job == DOCTOR and any(re.match("--(address|profile)(=|$)", argument) for argument in rest):
+        return guarded(lambda: submit(arguments))
+    if job in CLUSTER:
+        return guarded(lambda: _look(job, rest))
     if job not in JOBS:
-        return _fail(f"unknown job {job!r}; the jobs are {', '.join(JOBS)}", 2)
-    if JOBS[job].positional and rest and not rest[0].startswith("-"):
-        rest = [f"--{JOBS[job].positional}", *rest]
-    return guarded(lambda: run_job(job, parse(job, rest)))
+        return _fail(f"unknown job {job!r}; the jobs are {', '.join([*JOBS, *CLUSTER])}", 2)
+    return guarded(lambda: run_job(job, parse(job, _named(JOBS[job], rest))))
 
 
 def guarded(work: Callable[[], None]) -> int:

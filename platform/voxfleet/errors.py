@@ -34,3 +34,16 @@ class GateError(VoxfleetError):
     """What was made is not what is allowed."""
 
     exit_code = 3
+
+
+class EndedError(VoxfleetError):
+    """What we looked at ended, or we stopped looking, with this exit code."""
+
+    INTERRUPTED = 130
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -3,6 +3,8 @@
 Every file is written whole and atomically: locally as a temporary name that is synced and renamed, on object
 stores as a single put, or an upload in parts that counts when it is complete. A reader therefore sees a file complete
 or not at all. What fails for a moment on a remote file system is tried again.
+
+Relative paths begin at VOXFLEET_ROOT, a folder or a bucket, where that is set, else in the job's folder.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +28,8 @@ from voxfleet.errors import UserError
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://")
 TEMPORARY_SUFFIX = ".tmp"
+ROOT = "VOXFLEET_ROOT"
+_SHIPPED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the folder that a submitted job brings
 
 RETRY_PAUSES_S = (2.0, 6.0, 18.0)  # between the tries of one file; the clients try again within each, for seconds
 # what a remote file system says when it is out of order, and not: no such bucket, no right
@@ -41,12 +46,30 @@ T = TypeVar("T")
 
 def is_local(uri: str) -> bool:
     """Whether ``uri`` is a path of this machine's file system."""
-    return not _SCHEME.match(uri)
+    return not _SCHEME.match(absolute(uri))
 
 
-def absolute(uri: str) -> str:
-    """``uri`` with a local path made absolute, so that workers in other folders open the same file."""
-    return os.path.abspath(os.path.expanduser(uri)) if is_local(uri) else uri.rstrip("/")
+def absolute(uri: str, start: str = "") -> str:
+    """``uri`` as a full one, so that workers in other folders open the same file; a relative path begins at ``start``.
+
+    Raises:
+        UserError: if all that it could begin at is the folder that a submitted job brought, which ends with the job.
+    """
+    if _SCHEME.match(uri):
+        return uri.rstrip("/")
+    path = os.path.expanduser(uri)
+    if os.path.isabs(path):
+        return os.path.abspath(path)
+    root = absolute(start) if start else os.environ.get(ROOT, "")
+    if _SCHEME.match(root):
+        scheme, _, rest = root.partition("://")
+        return f"{scheme}://{posixpath.normpath(f'{rest}/{path}')}"  # object stores do not understand ".."
+    if not root and _SHIPPED in os.getcwd():
+        raise UserError(
+            f"{uri} is a relative path, and the folder in which this job runs ends with it; give a full path, s3://... "
+            f"or gs://..., or say where relative paths begin (`voxfleet submit --root`, or {ROOT})"
+        )
+    return os.path.abspath(os.path.join(os.path.expanduser(root), path))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -60,8 +83,9 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: if the scheme is unknown.
     """
+    uri = absolute(uri)
     if is_local(uri):
-        return fs.LocalFileSystem(), absolute(uri)
+        return fs.LocalFileSystem(), uri
     root, _, path = uri.partition("://")
     return _remote(root, path.split("/", 1)[0]), path
 

@@ -57,12 +57,26 @@ _DEADLINE_S = 240
 PATHS = ("output", "package", "data", "autoencoder", "model", "synthetic", "volumes", "page", "labels")
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def tiny(job):
+    """The command line of ``job``: the demo's configuration, made tiny."""
+    return [job, "--config", str(CONFIGS / job / "demo.yaml"), *{**TINY, **EXTRA}[job]]
+
+
+@pytest.fixture(scope="session")
+def demo_arguments():
+    """The command line of each job of the demo, made tiny, in their order."""
+    return {job: tiny(job) for job in TINY}
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A folder in which the demo's configurations run at a tiny size."""
 
     root: Path
-    configs: Path
+    configs: Path = CONFIGS
 
     @property
     def demo(self) -> Path:
@@ -71,7 +85,7 @@ class Workspace:
 
     def arguments(self, job, *more):
         """The command line of ``job``: the demo's configuration, made tiny, and ``more``."""
-        return [job, "--config", str(self.configs / job / "demo.yaml"), *{**TINY, **EXTRA}[job], *more]
+        return [*tiny(job), *more]
 
     def run(self, job, *more):
         """Run ``job`` in this process, in the workspace; returns the exit code."""
@@ -83,7 +97,7 @@ class Workspace:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory, ray_session):
     """All jobs of the demo, done."""
-    space = Workspace(tmp_path_factory.mktemp("workspace"), Path(__file__).parents[2] / "configs")
+    space = Workspace(tmp_path_factory.mktemp("workspace"))
     for job in TINY:
         assert space.run(job) == 0, job
     return space

@@ -10,7 +10,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from voxfleet import storage
-from voxfleet.data.sources import read_table, resolve
+from voxfleet.data.sources import read_table
 from voxfleet.errors import UserError
 
 _DSEG = re.compile(r"_dseg\.nii(\.gz)?$")
@@ -34,7 +34,7 @@ def find_label_maps(where: str, subjects: Iterable[str]) -> dict[str, str]:
         raise UserError(f"{where}, where label maps should be, does not exist; check the path")
     if where.endswith((".csv", ".tsv")):
         rows = read_table(where, ("subject_id", "path"), "add it")
-        listed = {row["subject_id"]: resolve(row["path"], where.rpartition("/")[0]) for _, row in rows}
+        listed = {row["subject_id"]: storage.absolute(row["path"], where.rpartition("/")[0]) for _, row in rows}
         found = {subject: listed[subject] for subject in wanted if subject in listed}
     else:
         with ThreadPoolExecutor(_THREADS) as pool:

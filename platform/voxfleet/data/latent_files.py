@@ -13,7 +13,7 @@ import torch
 
 from voxfleet import storage
 from voxfleet.data.shards import SPLITS, count_rows
-from voxfleet.data.sources import Scan, SplitConfig, read_table, resolve, split_subjects
+from voxfleet.data.sources import Scan, SplitConfig, read_table, split_subjects
 from voxfleet.errors import UserError
 from voxfleet.foreign import read_foreign
 from voxfleet.models.vae import LOGVAR
@@ -82,7 +82,7 @@ def _row(where: str, record: Mapping[str, str], column: str, folder: str, classe
     split = record.get("split")
     if split is not None and split not in SPLITS:
         raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}; correct it")
-    source = resolve(record[column], folder)
+    source = storage.absolute(record[column], folder)
     return LatentFile(record["subject_id"], classes.index(record["label"]), split or "", source)
 
 

@@ -282,24 +282,14 @@ def _table_row(uri: str, line: int, record: dict[str, str]) -> _Row:
     if not record["path"]:
         raise UserError(f"{uri} line {line}: column path is empty; fill it in or remove the line")
     folder = uri.rpartition("/")[0]
-    path = resolve(record["path"], folder)
-    mask = resolve(record["mask"], folder) if record.get("mask") else None
+    path = storage.absolute(record["path"], folder)
+    mask = storage.absolute(record["mask"], folder) if record.get("mask") else None
     in_path = _BIDS_ID.findall(record["path"])
     name = posixpath.basename(path)
     stem = next((name.removesuffix(ending) for ending in _NIFTI_ENDINGS if name.endswith(ending)), name)
     subject_id = record.get("subject_id") or (in_path[-1] if in_path else stem)
     by_name = not record.get("subject_id") and not in_path
     return _Row(line, subject_id, record["label"], path, mask, id_is_file_name=by_name)
-
-
-def resolve(path: str, folder: str) -> str:
-    """``path`` as a full URI; a relative one starts at ``folder``."""
-    if not storage.is_local(path) or path.startswith(("/", "~")):
-        return storage.absolute(path)
-    if storage.is_local(folder):
-        return storage.absolute(f"{folder}/{path}")
-    scheme, _, rest = folder.partition("://")
-    return f"{scheme}://{posixpath.normpath(f'{rest}/{path}')}"  # object stores do not understand ".."
 
 
 # --- Both ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from voxfleet import storage
+from voxfleet.errors import UserError
+
+_FILE = "sqlite:///"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
@@ -32,8 +37,18 @@ class TrackingConfig:
 
     @property
     def resolved_uri(self) -> str | None:
-        """The store that is meant, or None for no record."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        """The store that is meant, its file by a full path, or None for no record.
+
+        Raises:
+            UserError: if it is a file, and relative paths begin in a bucket, or nowhere.
+        """
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        if not uri or not uri.startswith(_FILE):
+            return uri
+        path = storage.absolute(uri.removeprefix(_FILE))
+        if not storage.is_local(path):
+            raise UserError(f"tracking.uri is {uri}, which cannot lie in a bucket ({path}); name an MLflow server")
+        return _FILE + path
 
 
 class Tracker(Protocol):

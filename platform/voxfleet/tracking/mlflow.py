@@ -199,11 +199,19 @@ def package_folder(uri: str, store: str, folder: str) -> str:
         ) from error
 
 
+def ask(store: str) -> None:
+    """See whether a store answers; see ``record.check_store``."""
+    try:
+        mlflow.MlflowClient(tracking_uri=store).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{masked(store)} does not answer as an MLflow store ({_reason(error)})") from error
+
+
 @contextlib.contextmanager
 def _local_file(uri: str) -> Iterator[str]:
     """The path of a file with the content of ``uri``."""
     if storage.is_local(uri):
-        yield uri
+        yield storage.absolute(uri)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, uri.rpartition("/")[2])

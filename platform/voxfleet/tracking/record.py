@@ -64,3 +64,17 @@ def resolve_model(uri: str, config: TrackingConfig, folder: str) -> str:
     from voxfleet.tracking.mlflow import package_folder
 
     return package_folder(uri, config.resolved_uri, folder)
+
+
+def check_store(config: TrackingConfig) -> str | None:
+    """The address of the store that ``config`` means, after it was asked for something; None where there is none.
+
+    Raises:
+        UserError: if it does not answer.
+    """
+    if config.resolved_uri is None:
+        return None
+    from voxfleet.tracking.mlflow import ask
+
+    ask(config.resolved_uri)
+    return masked(config.resolved_uri)

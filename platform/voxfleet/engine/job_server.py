@@ -1,0 +1,169 @@
+"""The job server of a running cluster: Ray's job API with time limits, our errors, and the token of the cluster.
+
+Ray documents it as remote code execution for whoever reaches it, so every request carries the cluster's token.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from voxfleet.config.submission import ProfileConfig
+from voxfleet.errors import EndedError, UserError, WorkMissingError
+
+for _handler in logging.getLogger("ray").handlers:
+    _handler.setLevel(logging.ERROR)  # each upload and each end of a log is reported
+_REACH_S = 5.0
+_AGAIN_S = 1.0
+_PREFERRED = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # by Ray, to the address that it is given
+
+
+class JobServer:
+    """A connection to a job server.
+
+    Raises:
+        UserError: if nothing answers there, or it wants another token; within seconds.
+    """
+
+    def __init__(self, config: ProfileConfig) -> None:
+        self.address = config.job_server
+        headers = _authorization()
+        self._probe(headers)
+        preferred = {name: os.environ.pop(name) for name in _PREFERRED if name in os.environ}
+        try:
+            self.client = JobSubmissionClient(self.address, headers=headers)
+        except (RuntimeError, ConnectionError, AuthenticationError) as error:
+            raise UserError(f"{self.address}: {_line(error)}") from error
+        finally:
+            os.environ.update(preferred)
+
+    def _probe(self, headers: dict[str, str]) -> None:
+        try:
+            answer = requests.get(f"{self.address}/api/version", headers=headers, timeout=_REACH_S)
+        except requests.RequestException as error:
+            raise UserError(
+                f"no job server answers at {self.address} ({_reason(error)}); check --address, and that the SSH tunnel "
+                "or the cluster is up"
+            ) from error
+        if answer.status_code in (401, 403):
+            which = "another token" if headers else "a token"
+            raise UserError(
+                f"{self.address} wants {which}; let RAY_AUTH_TOKEN_PATH name a file with the cluster's token "
+                "(on the head: ray get-auth-token)"
+            )
+        if answer.status_code != requests.codes.ok or "ray_version" not in answer.text:
+            raise UserError(f"what answers at {self.address} is not Ray's job server (HTTP {answer.status_code})")
+
+    def details(self, name: str) -> JobDetails:
+        """What is known about a job.
+
+        Raises:
+            UserError: if there is none of this name.
+        """
+        try:
+            return self.client.get_job_info(name)
+        except RuntimeError as error:
+            raise self._unknown(name) from error
+
+    def stop(self, name: str) -> bool:
+        """Ask a job to end; whether it was running.
+
+        Raises:
+            UserError: if there is none of this name.
+        """
+        try:
+            return bool(self.client.stop_job(name))
+        except RuntimeError as error:
+            raise self._unknown(name) from error
+
+    def _unknown(self, name: str) -> UserError:
+        return UserError(f"{self.address} knows no job {name}; `voxfleet jobs` lists those that it knows")
+
+    def follow(self, name: str) -> None:
+        """Print the log of a job until it ends.
+
+        Raises:
+            EndedError: if it does not end well, or we stop looking: with its exit code, or that of Ctrl-C.
+        """
+        try:
+            asyncio.run(self._print(name))
+        except KeyboardInterrupt:
+            raise EndedError(f"{name} goes on; {how_to_go_on(name)}", EndedError.INTERRUPTED) from None
+        except (requests.RequestException, aiohttp.ClientError) as error:
+            raise WorkMissingError(f"{self.address} is lost ({_reason(error)}); {how_to_go_on(name)}") from error
+        raise_unless_done(name, self.details(name))
+
+    async def _print(self, name: str) -> None:
+        """The log, as it is written; what was printed is not printed again where the connection is made anew."""
+        printed = 0
+        while not JobStatus(self.details(name).status).is_terminal():
+            printed = await self._tail(name, printed)
+            await asyncio.sleep(_AGAIN_S)
+        _show(self.client.get_job_logs(name)[printed:])
+
+    async def _tail(self, name: str, printed: int) -> int:
+        """Print what the log has beyond its first ``printed`` characters; how many are printed at its end."""
+        passed = 0
+        try:
+            async for text in self.client.tail_job_logs(name):
+                _show(text[max(printed - passed, 0) :])
+                passed += len(text)
+                printed = max(printed, passed)
+        except RuntimeError:
+            pass  # closed in the middle: the state of the job says whether that was its end
+        return printed
+
+
+def raise_unless_done(name: str, details: JobDetails) -> None:
+    """Make the end of a job that of this process.
+
+    Raises:
+        EndedError: with the job's exit code, if it was not 0.
+    """
+    if details.status == JobStatus.STOPPED:
+        raise EndedError(f"{name} was stopped; the same submission goes on from where it was", EndedError.INTERRUPTED)
+    if details.status == JobStatus.FAILED:
+        code = details.driver_exit_code
+        why = f"exit code {code}" if code is not None else _last_line(details.message)
+        raise EndedError(f"{name} ended with {why}; `voxfleet logs {name}` shows its log again", code or 1)
+
+
+def how_to_go_on(name: str) -> str:
+    """What can be done with a job that runs."""
+    return f"`voxfleet logs {name}` shows it, `voxfleet stop {name}` stops it, `voxfleet jobs` lists all"
+
+
+def _authorization() -> dict[str, str]:
+    """The header with the cluster's token, from where Ray looks for it; none where there is no token."""
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+    if not token and file.is_file():
+        token = file.read_text()
+    return {"Authorization": f"Bearer {token.strip()}"} if token and token.strip() else {}
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(text: str | None) -> str:
+    return (text or "no reason that Ray knows").strip().splitlines()[-1]
+
+
+def _reason(error: Any) -> str:
+    """The innermost cause of a failed request, which is all that a reader needs."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return getattr(error, "strerror", None) or _line(error) or type(error).__name__
