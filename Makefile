@@ -40,3 +40,7 @@ clean-demo:
 	@echo "Installing the tools for development ..."
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
+
+.venv/cloud-installed: .venv/demo-installed
+	@$(PIP_INSTALL) --editable '.[cloud]'
+	@touch $@

@@ -41,7 +41,7 @@ class EndedError(VoxfleetError):
 
     INTERRUPTED = 130
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message, exit_code)
         self.exit_code = exit_code
 
