@@ -227,3 +227,10 @@ def test_a_relative_path_in_the_folder_of_a_submitted_job_is_refused(tmp_path, m
     assert storage.absolute("/full") == "/full"
     monkeypatch.setenv(storage.ROOT, str(tmp_path))
     assert storage.absolute("out") == f"{tmp_path}/out"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", ".."])
+def test_a_name_that_leads_out_of_its_folder_is_refused(name):
+    with pytest.raises(UserError, match="leads out of work"):
+        storage.join("work", "part", name)
+    assert storage.join("work", "/etc/..x", "a..b") == "work/etc/..x/a..b"

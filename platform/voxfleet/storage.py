@@ -73,7 +73,13 @@ def absolute(uri: str, start: str = "") -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri`` and ``parts`` joined by single slashes."""
+    """``uri`` and ``parts`` joined by single slashes.
+
+    Raises:
+        UserError: if a part leads out of ``uri``: many are names from manifests, which others may have written.
+    """
+    if leaving := next((part for part in parts if ".." in part.split("/")), None):
+        raise UserError(f"the name {leaving} leads out of {uri}; get the files from somebody whom you trust")
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
