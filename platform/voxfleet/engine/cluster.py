@@ -40,6 +40,11 @@ def session(config: ResourcesConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address} is a job server, which takes jobs from `voxfleet submit JOB --address {address}`; to join the "
+            "cluster from one of its nodes, set resources.address to auto"
+        )
     try:
         _join(address)
     except (ConnectionError, ValueError, RuntimeError) as error:
