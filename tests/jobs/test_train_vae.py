@@ -46,7 +46,8 @@ def test_two_workers_train_all_terms_as_one_does(train_vae):
 
 
 def test_the_package_holds_the_autoencoder_and_the_checkpoint_the_adversary_too(train_vae, workspace):
-    _, folder = train_vae("by1")
+    code, folder = train_vae("by1")
+    assert code == 0
     weights = safetensors.torch.load((folder.parent / "by1-package" / "model.safetensors").read_bytes())
     plain = safetensors.torch.load((workspace.demo / "vae" / "model.safetensors").read_bytes())
     assert weights.keys() == plain.keys()
