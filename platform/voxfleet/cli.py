@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import re
 import sys
 import traceback
@@ -115,6 +116,13 @@ def submit(arguments: list[str]) -> None:
     _engine(CLUSTER[SUBMIT]).submit(parse(SUBMIT, with_profile(mine)), job, job_config)
 
 
+def _of_a_cluster(arguments: list[str]) -> bool:
+    """Whether ``arguments``, or a profile, name a cluster that is not joined but sent to."""
+    from voxfleet.config.submission import PROFILE, split_arguments
+
+    return bool(os.environ.get(PROFILE) or split_arguments(arguments)[0])
+
+
 def _named(job: Job, arguments: list[str]) -> list[str]:
     """``arguments`` with the name of the first one, where the job knows what it is."""
     if job.positional and arguments and not arguments[0].startswith("-"):
@@ -163,7 +171,7 @@ def main(arguments: list[str]) -> int:
     job, rest = arguments[0], arguments[1:]
     if job == SUBMIT:
         return guarded(lambda: submit(rest))
-    if job == DOCTOR and any(re.match("--(address|profile)(=|$)", argument) for argument in rest):
+    if job == DOCTOR and _of_a_cluster(rest):
         return guarded(lambda: submit(arguments))
     if job in CLUSTER:
         return guarded(lambda: _look(job, rest))

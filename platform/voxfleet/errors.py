@@ -16,6 +16,10 @@ class UserError(VoxfleetError, ValueError):
     exit_code = 2
 
 
+class NoAnswerError(UserError):
+    """A server that should answer does not, or not as it should: it may do so later."""
+
+
 class UnfitError(UserError):
     """The configuration itself cannot be trained: memory does not hold it, or its loss is not finite."""
 

@@ -1,12 +1,15 @@
 """How a cluster is named, and what of a command line is whose."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from voxfleet.cli import CLUSTER, JOBS, config_class, main, parse
 from voxfleet.config.submission import PROFILE, ProfileConfig, SubmitConfig, split_arguments, with_profile
 from voxfleet.errors import UserError
+
+DEMO = Path(__file__).parents[2] / "configs" / "cohort" / "demo.yaml"
 
 
 def test_keys_of_a_submission_are_no_jobs_own():
@@ -56,6 +59,7 @@ def test_the_address_may_come_from_rays_variables(monkeypatch):
         ("RAY_AUTH_TOKEN", "x"),
         ("MLFLOW_TRACKING_PASSWORD", "x"),
         ("MLFLOW_TRACKING_URI", "http://me:mine@mlflow:5000"),
+        ("PIP_INDEX_URL", "https://mine@host"),
     ],
 )
 def test_secrets_are_not_sent(name, value):
@@ -63,10 +67,22 @@ def test_secrets_are_not_sent(name, value):
         ProfileConfig(env={name: value})
 
 
+def test_what_only_looks_secret_is_sent():
+    assert ProfileConfig(env={"TOKENIZERS_PARALLELISM": "false", "GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json"}).env
+
+
+def test_doctor_goes_to_the_cluster_that_a_profile_names(tmp_path, monkeypatch, capsys):
+    (tmp_path / "profile.yaml").write_text("address: http://127.0.0.1:1\n")
+    monkeypatch.setenv(PROFILE, str(tmp_path / "profile.yaml"))
+    assert main(["doctor"]) == 2
+    assert "no job server answers at http://127.0.0.1:1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
         ("address", "head:8265", "such as http://HEAD:8265"),
+        ("address", "http://me:mine@head:8265", "address holds a user or password"),
         ("root", "work", "a full path, s3://"),
         ("id", "../x", "of letters, digits"),
     ],
@@ -92,6 +108,10 @@ def test_a_bad_value_is_refused(key, value, reason):
         (
             ["submit", "cohort", "--output", "x", "--address", "http://h:1", "--tracking.uri", "http://me:mine@m:5000"],
             "tracking.uri holds a password",
+        ),
+        (
+            ["submit", "cohort", "--config", str(DEMO), "--root", "s3://bucket/me", "--address", "http://h:1"],
+            "cannot lie in s3://bucket/me; give --tracking.uri http://MLFLOW:5000",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from voxfleet import __version__
 from voxfleet.cli import config_class, parse
 from voxfleet.config.submission import ProfileConfig
+from voxfleet.engine.output import as_document
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = ["ray_cluster.yaml", "configs/cluster/gcp.yaml", "configs/cluster/on-premise.yaml"]
@@ -77,9 +78,19 @@ def test_a_launched_cluster_asks_for_its_token_and_listens_to_nobody_outside(nam
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert any("--dashboard-host=127.0.0.1" in line for line in starts)
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
-    opened = config["provider"].get("security_group", {}).get("IpPermissions", [])
-    assert {(rule["FromPort"], rule["ToPort"]) for rule in opened} <= {(22, 22)}
     assert "0.0.0.0" not in json.dumps(config)
+
+
+def test_on_aws_the_group_that_ray_would_open_to_everybody_is_not_made():
+    config = read("ray_cluster.yaml")
+    assert "security_group" not in config["provider"]
+    assert all(kind["node_config"]["SecurityGroupIds"] for kind in config["available_node_types"].values())
+
+
+def test_the_login_shells_of_the_launcher_find_the_programs():
+    text = (ROOT / "Dockerfile").read_text()
+    (path,) = re.findall(r"^ENV PATH=(\S+?):\$PATH", text, re.MULTILINE)
+    assert f'echo "export PATH={path}:\\$PATH" > /etc/profile.d/' in text
 
 
 @pytest.mark.parametrize("name", LAUNCHED[:2])
@@ -134,6 +145,9 @@ def test_the_job_of_a_manifest_is_one_of_ours(path):
     assert program == "voxfleet"
     config = parse(job, [argument.replace("/opt/voxfleet", str(ROOT)) for argument in arguments])
     assert isinstance(config, config_class(job))
+    assert "work/" not in json.dumps(as_document(config))  # a folder that others than the manifest speak of
+    assert config.resources.gpus_per_worker == 1
+    assert config.resources.wait_s >= 1800  # a node is started first
 
 
 def test_the_profile_is_one():
@@ -146,7 +160,7 @@ def test_hadolint_takes_the_dockerfile_and_it_installs_as_make_does():
     assert (done.returncode, done.stdout) == (0, "")
     text = (ROOT / "Dockerfile").read_text()
     assert image().endswith(f":{__version__}")
-    targets = re.findall(r"^RUN make (.*)$", text, re.MULTILINE)[0].split()
+    targets = re.findall(r"^RUN (?:\S+=\S+ )?make (.*)$", text, re.MULTILINE)[0].split()
     makefile = (ROOT / "Makefile").read_text()
     assert targets
     assert all(f"\n{target}:" in makefile for target in targets)

@@ -12,7 +12,8 @@ class ResourcesConfig:
             `ray job submit`, or else starts a private one on this machine.
         workers: training workers, or actors that hold a model. Jobs of plain tasks use what the cluster has.
         cpus_per_worker: CPUs, and PyTorch threads, of each worker.
-        gpus_per_worker: GPUs of each worker, may be a fraction; null takes 1 where the cluster has GPUs, else 0.
+        gpus_per_worker: GPUs of each worker, may be a fraction; null takes 1 where the cluster has GPUs or
+            its autoscaler brings some, else 0.
         min_workers: elastic: a job begins with room for this many, and works with as many of the workers as there are;
             a training goes on with this many when nodes are lost; null needs all of them.
         wait_s: how long to wait for room that others hold, or that an autoscaler brings, in seconds.

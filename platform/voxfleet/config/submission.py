@@ -9,8 +9,8 @@ from voxfleet.errors import UserError
 from voxfleet.tracking.base import TrackingConfig
 
 PROFILE = "VOXFLEET_PROFILE"
-_SECRET = re.compile(r"secret|password|passwd|token|credential|(^|_)key(_|$)", re.IGNORECASE)
-_LOGIN = re.compile(r"\w://[^/\s]*:[^/\s]*@")
+_SECRET = re.compile(r"secret|password|passwd|(^|_)(token|key)(_|$)", re.IGNORECASE)
+_LOGIN = re.compile(r"\w://[^/\s]+@")
 _ID = re.compile(r"[\w.-]+")
 
 
@@ -33,6 +33,10 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         if self.address is not None and not re.match(r"https?://[^/]", self.address):
             raise ValueError(f"address is {self.address!r}; it must be that of a job server, such as http://HEAD:8265")
+        if _LOGIN.search(self.address or ""):
+            raise ValueError(
+                "address holds a user or password; RAY_AUTH_TOKEN_PATH names the file of the cluster's token"
+            )
         if self.root is not None and not re.match(r"/|[a-z][a-z0-9+.-]*://.", self.root):
             raise ValueError(f"root is {self.root!r}; it must be a full path, s3://... or gs://...")
         for name, value in self.env.items():

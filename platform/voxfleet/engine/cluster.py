@@ -129,10 +129,15 @@ def kill_actors(class_name: str) -> None:
 
 
 def gpus_per_worker(config: ResourcesConfig) -> float:
-    """GPUs of each worker: as configured, or one where the cluster has any."""
+    """GPUs of each worker: as configured, or one where the cluster has any, or its autoscaler may bring some."""
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return 1.0 if max(ray.cluster_resources().get("GPU", 0), gpus_to_come()) >= 1 else 0.0
+
+
+def gpus_to_come() -> float:
+    """The GPUs that the cluster has when it is as large as its autoscaler makes it; 0 without an autoscaler."""
+    return (state.get_max_resources_from_cluster_config() or {}).get("GPU", 0)
 
 
 def check_fits(config: ResourcesConfig, more_workers: int = 0) -> None:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from voxfleet import storage
 from voxfleet.config.submission import DoctorConfig
-from voxfleet.engine.cluster import session
+from voxfleet.engine.cluster import gpus_to_come, session
 from voxfleet.engine.console import show
 from voxfleet.errors import UserError
 from voxfleet.tracking.base import TrackingConfig
@@ -26,7 +26,7 @@ PACKAGES = (
     *("einops", "isal", "jinja2", "jsonargparse", "matplotlib", "mlflow", "monai", "nibabel", "numpy", "optuna"),
     *("pyarrow", "pyyaml", "ray", "safetensors", "scikit-learn", "scipy", "torch"),
 )
-_ANSWER_S = 120.0  # a worker that must be started first, on a busy node
+_ANSWER_S = 240.0  # longer than storage takes to say that nothing answers
 _CLOCK_S = 5.0
 _SHARED = "/dev/shm"
 _MORE_DISK = "make room there, or start Ray with --temp-dir elsewhere"
@@ -76,7 +76,11 @@ def run(config: DoctorConfig) -> None:
     with session(config.resources):
         nodes = [node for node in ray.nodes() if node["Alive"]]
         found = list(_of_nodes(nodes, config, folders))
+        to_come = gpus_to_come() - sum(node["Resources"].get("GPU", 0) for node in nodes)
     findings = merged(found)
+    if to_come > 0:
+        why = f"{to_come:g} that the autoscaler may bring were not looked at; look again while a job holds some"
+        findings.append(Finding(WARNING, "GPUs", why))
     show(f"{finding.state:<4}  {finding.check:<14}  {finding.text}" for finding in findings)
     if failed := sum(finding.state == FAILURE for finding in findings):
         raise UserError(
@@ -101,8 +105,8 @@ def _of_nodes(
         try:
             findings, clock = ray.get(ref, timeout=max(began + _ANSWER_S - time.time(), 1))
         except ray.exceptions.GetTimeoutError:
-            reason = f"no answer within {_ANSWER_S:g} s: all its GPUs are taken, or it cannot start a worker"
-            yield address, [Finding(WARNING, "worker", reason)]
+            reason = f"no answer within {_ANSWER_S:g} s: all its GPUs are taken, no worker starts, or storage is silent"
+            yield address, [Finding(FAILURE, "worker", f"{reason}; see Ray's logs on that node")]
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             yield address, [Finding(FAILURE, "worker", f"cannot run our code ({reason}); see Ray's logs on that node")]

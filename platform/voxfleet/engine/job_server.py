@@ -4,11 +4,15 @@ Ray documents it as remote code execution for whoever reaches it, so every reque
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import requests
@@ -16,12 +20,15 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from voxfleet.config.submission import ProfileConfig
-from voxfleet.errors import EndedError, UserError, WorkMissingError
+from voxfleet.errors import EndedError, NoAnswerError, UserError
 
 for _handler in logging.getLogger("ray").handlers:
     _handler.setLevel(logging.ERROR)  # each upload and each end of a log is reported
-_REACH_S = 5.0
+_REACH_S, _ANSWER_S = 5.0, 20.0
+_SILENT_S = 60.0  # of a log, until the state of its job is looked at
+_LOST_S = 300.0  # until we give up a server that does not answer
 _AGAIN_S = 1.0
+T = TypeVar("T")
 _PREFERRED = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # by Ray, to the address that it is given
 
 
@@ -38,7 +45,7 @@ class JobServer:
         self._probe(headers)
         preferred = {name: os.environ.pop(name) for name in _PREFERRED if name in os.environ}
         try:
-            self.client = JobSubmissionClient(self.address, headers=headers)
+            self.client = _Client(self.address, headers=headers)
         except (RuntimeError, ConnectionError, AuthenticationError) as error:
             raise UserError(f"{self.address}: {_line(error)}") from error
         finally:
@@ -61,64 +68,82 @@ class JobServer:
         if answer.status_code != requests.codes.ok or "ray_version" not in answer.text:
             raise UserError(f"what answers at {self.address} is not Ray's job server (HTTP {answer.status_code})")
 
+    def ask(self, call: Callable[..., T], name: str = "", **asked: Any) -> T:
+        """What ``call``, a method of the client, says of the job ``name``, or of all.
+
+        Raises:
+            UserError: if there is no such job, or the server refuses.
+            NoAnswerError: if it does not answer, or has a fault.
+        """
+        try:
+            return call(*([name] if name else []), **asked)
+        except RuntimeError as error:  # Ray's, for every answer that is no success
+            status = re.search(r"status code (\d+)", str(error))
+            if status and status[1] == "404":
+                raise UserError(f"{self.address} knows no job {name}; `voxfleet jobs` lists those it knows") from error
+            if status and status[1].startswith("4"):
+                raise UserError(f"{self.address} refuses: {_line(error)[:300]}") from error
+            raise NoAnswerError(f"{self.address} has a fault ({_line(error)[:300]}); try again") from error
+        except (requests.RequestException, AuthenticationError) as error:
+            raise NoAnswerError(f"{self.address} does not answer ({_reason(error)}); try again") from error
+
     def details(self, name: str) -> JobDetails:
-        """What is known about a job.
+        """What is known about a job; raises as ``ask`` does."""
+        return self.ask(self.client.get_job_info, name)
 
-        Raises:
-            UserError: if there is none of this name.
-        """
-        try:
-            return self.client.get_job_info(name)
-        except RuntimeError as error:
-            raise self._unknown(name) from error
-
-    def stop(self, name: str) -> bool:
-        """Ask a job to end; whether it was running.
-
-        Raises:
-            UserError: if there is none of this name.
-        """
-        try:
-            return bool(self.client.stop_job(name))
-        except RuntimeError as error:
-            raise self._unknown(name) from error
-
-    def _unknown(self, name: str) -> UserError:
-        return UserError(f"{self.address} knows no job {name}; `voxfleet jobs` lists those that it knows")
+    def log(self, name: str) -> str:
+        """The log of a job so far; raises as ``ask`` does."""
+        return self.ask(self.client.get_job_logs, name)
 
     def follow(self, name: str) -> None:
         """Print the log of a job until it ends.
 
         Raises:
+            UserError: if there is no such job.
             EndedError: if it does not end well, or we stop looking: with its exit code, or that of Ctrl-C.
         """
         try:
-            asyncio.run(self._print(name))
+            details = asyncio.run(self._print(name))
         except KeyboardInterrupt:
             raise EndedError(f"{name} goes on; {how_to_go_on(name)}", EndedError.INTERRUPTED) from None
-        except (requests.RequestException, aiohttp.ClientError) as error:
-            raise WorkMissingError(f"{self.address} is lost ({_reason(error)}); {how_to_go_on(name)}") from error
-        raise_unless_done(name, self.details(name))
+        except NoAnswerError as error:
+            raise EndedError(f"{error}; {name} may go on: {how_to_go_on(name)}", EndedError.INTERRUPTED) from error
+        raise_unless_done(name, details)
 
-    async def _print(self, name: str) -> None:
-        """The log, as it is written; what was printed is not printed again where the connection is made anew."""
-        printed = 0
-        while not JobStatus(self.details(name).status).is_terminal():
-            printed = await self._tail(name, printed)
+    async def _print(self, name: str) -> JobDetails:
+        """Print the log as it is written; what was printed is not printed again where the connection is made anew."""
+        printed, answered = 0, time.monotonic()
+        while True:
+            try:
+                details = await asyncio.to_thread(self.details, name)
+                if JobStatus(details.status).is_terminal():
+                    _show((await asyncio.to_thread(self.log, name))[printed:])
+                    return details
+                printed = await self._tail(name, printed)
+                answered = time.monotonic()
+            except NoAnswerError:
+                if time.monotonic() - answered > _LOST_S:
+                    raise
             await asyncio.sleep(_AGAIN_S)
-        _show(self.client.get_job_logs(name)[printed:])
 
     async def _tail(self, name: str, printed: int) -> int:
-        """Print what the log has beyond its first ``printed`` characters; how many are printed at its end."""
-        passed = 0
-        try:
-            async for text in self.client.tail_job_logs(name):
+        """Print what the log has beyond its first ``printed`` characters, while more comes; how many are printed."""
+        passed, log = 0, self.client.tail_job_logs(name)
+        # closed in the middle, or silent: the state of the job says whether that is its end
+        with contextlib.suppress(RuntimeError, aiohttp.ClientError, StopAsyncIteration, TimeoutError):
+            while True:
+                text = await asyncio.wait_for(anext(log), _SILENT_S)
                 _show(text[max(printed - passed, 0) :])
                 passed += len(text)
                 printed = max(printed, passed)
-        except RuntimeError:
-            pass  # closed in the middle: the state of the job says whether that was its end
         return printed
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, which waits for answers for ever, with a limit."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        return super()._do_request(method, endpoint, **{"timeout": _ANSWER_S, **options})
 
 
 def raise_unless_done(name: str, details: JobDetails) -> None:

@@ -15,7 +15,7 @@ def run(config: JobsConfig) -> None:
         UserError: if the cluster cannot be reached.
     """
     server = JobServer(config)
-    found = [job for job in server.client.list_jobs() if job.submission_id]
+    found = [job for job in server.ask(server.client.list_jobs) if job.submission_id]
     rows = [("JOB", "STATE", "EXIT", "BEGUN", "TOOK", "COMMAND")]
     for job in sorted(found, key=lambda job: job.start_time or 0, reverse=True):
         began, ended = (moment / 1000 if moment else time.time() for moment in (job.start_time, job.end_time))

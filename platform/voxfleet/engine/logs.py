@@ -17,4 +17,4 @@ def run(config: LogsConfig) -> None:
     if config.follow:
         server.follow(config.id)
     else:
-        show(server.client.get_job_logs(config.id).splitlines())
+        show(server.log(config.id).splitlines())

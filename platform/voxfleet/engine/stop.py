@@ -12,6 +12,6 @@ def run(config: StopConfig) -> None:
         UserError: if the cluster cannot be reached, or does not know the job.
     """
     server = JobServer(config)
-    stopped = server.stop(config.id)
+    stopped = server.ask(server.client.stop_job, config.id)
     state = "is told to stop" if stopped else f"is not running ({server.details(config.id).status.value.lower()})"
     say(f"{config.id} {state}")
