@@ -20,7 +20,12 @@ from voxfleet.errors import UserError
 from voxfleet.tracking.outbox import masked
 
 _CONFIG = "job.yaml"
-_STOP_S = "60"
+_ENVIRONMENT = {
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",  # a stopped job ends as after Ctrl-C,
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # and has the time to say so in its record
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ parts write warnings to the log
+    PROFILE: "",  # the node's own, by which doctor would send itself on
+}
 
 
 def submit(config: SubmitConfig, job: str, job_config: Any) -> None:
@@ -65,8 +70,7 @@ def _document(job_config: Any, root: str | None) -> dict[str, Any]:
 
 def runtime_env(config: SubmitConfig, folder: str) -> dict[str, Any]:
     """What Ray brings to the cluster: the package, wherever it lies here, and the ``folder`` with the configuration."""
-    # a stopped job ends as after Ctrl-C, and has the time to say so in its record
-    env = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": _STOP_S, PROFILE: "", **config.env}
+    env = {**_ENVIRONMENT, **config.env}
     if config.root:
         env[storage.ROOT] = config.root
     package = str(Path(voxfleet.__file__).parent)
