@@ -447,7 +447,7 @@ def _standardised(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     return float(abs(means[1] - means[0]) / max(deviation, np.finfo(float).tiny))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back what the work took
 def _root_mean_square(volumes: np.ndarray) -> np.ndarray:
     """The root mean square difference of each two of the ``volumes`` (N, d, h, w), (N, N)."""
     x = volumes.reshape(len(volumes), -1)
@@ -458,7 +458,7 @@ def _root_mean_square(volumes: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(products, 0).astype(np.float64) / x.shape[1])
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back what the work took
 def _coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
     return coordinates(features, real, components)
 
