@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from voxfleet.engine.comparison import Both, Stored
+from voxfleet.engine.between import Stored
+from voxfleet.engine.comparison import Both
 from voxfleet.engine.measures import PLANES, Measuring
 from voxfleet.engine.positions import FRECHET, KID, places_mm, position_figures
 from voxfleet.metrics.resampling import Pool

@@ -125,9 +125,9 @@ def test_other_people_pass_everything(cohort):
     verdict, failed = cohort.judged("half", cohort.others)
     assert failed == set()
     assert verdict.words == "release: pass"
-    anatomy = {figure.key: figure for figure in verdict.figures["Anatomy"]}
-    assert anatomy["effect/hippocampus_asymmetry"].floor.low > 1  # the disease is there to be seen
-    assert anatomy["transfer"].floor.low > 0.7
+    disease = {figure.key: figure for figure in verdict.figures["Disease"]}
+    assert disease["effect/hippocampus_asymmetry"].floor.low > 1  # the disease is there to be seen
+    assert disease["transfer"].floor.low > 0.7
 
 
 def noisy(volumes, amount):

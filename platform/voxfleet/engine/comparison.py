@@ -10,24 +10,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
-import torch
 
+from voxfleet.engine.between import (
+    Stored,
+    coordinates_of,
+    dissimilarity_ratio,
+    frechet_distance,
+    kernels_of,
+    kid,
+    manifold_field,
+    ms_ssim_of_pairs,
+    root_mean_square,
+    score_ratio,
+    spectral,
+    spread_ratio,
+    standardised,
+    transferred,
+)
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.measures import AUTOENCODER, Measured
-from voxfleet.metrics.anatomy import log_spectral_distance
-from voxfleet.metrics.classification import transfer_auc
-from voxfleet.metrics.distances import Moments, frechet, kernel_matrix, mmd2, principal_axes
-from voxfleet.metrics.manifold import Manifold, manifold
+from voxfleet.metrics.manifold import Manifold
 from voxfleet.metrics.resampling import Distance, Pool, compare
-from voxfleet.metrics.scores import inception_score, ms_ssim, pairs
+from voxfleet.metrics.scores import pairs
 from voxfleet.metrics.statistics import Interval, effect_size, wilson
 
 _COMPONENTS = 64
 _NEIGHBOURS = 5
-_BLOCK = 256  # volumes a side of one task
-_FEW, _AT_ONCE = 40, 8  # volumes of each set, of whose pairs the MS-SSIM is found, so many at once
-_LEAST_EDGE = 14  # voxels, for two scales of MS-SSIM
-_ROWS = 4096  # whose moments are taken at once
+_FEW = 40  # volumes of each set, of whose pairs the MS-SSIM is found
+DISEASE = "Disease"
 ANATOMY = {
     "brain_ml": "brain volume",
     "csf_ml": "fluid volume",
@@ -73,20 +83,6 @@ def attempted(key: str, name: str, make: Callable[[], Figure]) -> Figure:
         return make()
     except ValueError as error:
         return Figure(key=key, name=name, reason=str(error))
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An array in the object store, where this process and all tasks of a node see it without a copy of their own."""
-
-    ref: ray.ObjectRef
-    array: np.ndarray
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> "Stored":
-        """``array`` as it is there; it may be let go."""
-        ref = ray.put(array)
-        return cls(ref, ray.get(ref))
 
 
 @dataclass(frozen=True)
@@ -193,7 +189,8 @@ def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[F
         "Distances": list(_distances(both)),
         "Fidelity and coverage": list(_manifolds(both, AUTOENCODER)),
         "Diversity": [*_diversity(both), _dissimilarity(both), *_scores(both)],
-        "Anatomy": [*_anatomy(both), _spectrum(both), *_transfer(both)],
+        "Anatomy": [*_anatomy(both), _spectrum(both)],
+        DISEASE: list(_transfer(both)),
     }
     figures = {
         group: [_figure.remote(one.data, _without_data(one), repeats, seed) for one in every]
@@ -201,10 +198,10 @@ def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[F
     }
     with ray_errors():
         found = {group: ray.get(refs) for group, refs in figures.items()}
-    found["Anatomy"] += effect_figures(both)
+    found[DISEASE] += effect_figures(both)
     if both.probabilities is not None:
         found["Class"] = list(_consistency(both, both.probabilities))
-    return found
+    return {group: figures for group, figures in found.items() if figures}
 
 
 def _without_data(asked: _Asked) -> _Asked:
@@ -250,12 +247,12 @@ def compared(
 def _distances(both: Both) -> Iterator[_Asked]:
     """Kernel and Frechet distances, by features and class."""
     for name, features in both.features.items():
-        kernels, components = _kernels(features), both.components(name)
+        kernels, components = kernels_of(features), both.components(name)
         ways = {
             "KID": (kid, kernels),
             f"Frechet distance ({components} components)": (
                 frechet_distance,
-                _coordinates.remote(features.ref, both.pool.real, components),
+                coordinates_of.remote(features.ref, both.pool.real, components),
             ),
         }
         for group, pool in both.pools():
@@ -266,7 +263,7 @@ def _distances(both: Both) -> Iterator[_Asked]:
 
 def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
     """Precision, recall, density and coverage by the features ``name``."""
-    data = _coordinates.remote(
+    data = coordinates_of.remote(
         both.features[name].array.mean(axis=1, keepdims=True), both.pool.real, both.components(name)
     )
     neighbours = max(1, min(_NEIGHBOURS, both.pool.n // 2 - 1))
@@ -274,7 +271,7 @@ def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
         yield _Asked(
             key=f"{field}/{name}",
             name=f"{field} ({name}, {neighbours} neighbours)",
-            distance=functools.partial(_manifold, field, neighbours),
+            distance=functools.partial(manifold_field, field, neighbours),
             data=data,
             pool=both.pool,
             less_is_worse=True,
@@ -284,7 +281,7 @@ def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
 
 def _diversity(both: Both) -> Iterator[_Asked]:
     """How much the volumes of a class differ from each other, synthetic over real."""
-    data = _root_mean_square.remote(both.small.ref)
+    data = root_mean_square.remote(both.small.ref)
     for group, pool in both.pools():
         name = f"mean difference of two volumes, synthetic over real, {group}"
         yield _Asked(
@@ -299,8 +296,10 @@ def _dissimilarity(both: Both) -> _Asked:
     return _Asked(
         key="ms_ssim",
         name="1 - MS-SSIM of two volumes, synthetic over real",
-        distance=_dissimilarity_ratio,
-        data=_ms_ssim.remote(both.small.ref, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)),
+        distance=dissimilarity_ratio,
+        data=ms_ssim_of_pairs.remote(
+            both.small.ref, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)
+        ),
         pool=pool,
         less_is_worse=True,
     )
@@ -310,7 +309,7 @@ def _spectrum(both: Both) -> _Asked:
     """What blur and noise change."""
     name = "power spectrum, root mean square difference in dB"
     data = ray.put(both.spectra)
-    return _Asked(key="anatomy/spectrum", name=name, distance=_spectral, data=data, pool=both.pool)
+    return _Asked(key="anatomy/spectrum", name=name, distance=spectral, data=data, pool=both.pool)
 
 
 def _scores(both: Both) -> Iterator[_Asked]:
@@ -319,7 +318,7 @@ def _scores(both: Both) -> Iterator[_Asked]:
         name = "Inception Score by the classifier, synthetic over real"
         data = ray.put(both.probabilities)
         yield _Asked(
-            key="inception_score", name=name, distance=_score_ratio, data=data, pool=both.pool, less_is_worse=True
+            key="inception_score", name=name, distance=score_ratio, data=data, pool=both.pool, less_is_worse=True
         )
 
 
@@ -343,7 +342,7 @@ def _anatomy(both: Both) -> Iterator[_Asked]:
     for key, name in both.anatomy.items():
         data = ray.put(both.scalars[key])
         label = f"{name}, difference in standard deviations"
-        yield _Asked(key=f"anatomy/{key}", name=label, distance=_standardised, data=data, pool=both.pool)
+        yield _Asked(key=f"anatomy/{key}", name=label, distance=standardised, data=data, pool=both.pool)
 
 
 def _transfer(both: Both) -> Iterator[_Asked]:
@@ -352,12 +351,7 @@ def _transfer(both: Both) -> Iterator[_Asked]:
     if len(both.classes) == 2 and measured:
         name = f"AUC of {both.classes[1]} in real people, learned from the other set's anatomy (logistic regression)"
         data = ray.put(np.column_stack([*measured, both.labels]))
-        yield _Asked(key="transfer", name=name, distance=_transferred, data=data, pool=both.pool, less_is_worse=True)
-
-
-def _transferred(measured: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """Learned from the weighting ``b`` (N,), tested in ``a``; the last column of ``measured`` is the class."""
-    return transfer_auc(measured[:, :-1], measured[:, -1] == 1, a, b)
+        yield _Asked(key="transfer", name=name, distance=transferred, data=data, pool=both.pool, less_is_worse=True)
 
 
 def effect_figures(both: Both) -> Iterator[Figure]:
@@ -376,124 +370,3 @@ def _effect(key: str, name: str, both: Both, values: np.ndarray) -> Figure:
     real, found = (effect_size(*(values[r[both.labels[r] == label]] for label in (1, 0))) for r in rows)
     as_real = found.low <= real.high and found.high >= real.low
     return Figure(key=key, name=name, found=found, floor=real, wanted="as in the real set", passed=as_real)
-
-
-def kid(kernels: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """KID of two weightings (N,), by the kernels (N, N) of all volumes."""
-    return mmd2(kernels, kernels, kernels, a, b)
-
-
-def frechet_distance(along: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """The Frechet distance of two weightings (N,) of volumes whose slices have these coordinates, (N, S, k)."""
-    return frechet(*(_weighted_moments(along, weights) for weights in (a, b)))
-
-
-def _weighted_moments(coordinates: np.ndarray, weights: np.ndarray) -> Moments:
-    """Moments of the slices of volumes (N, S, k) that count ``weights`` (N,) times."""
-    there = weights > 0
-    times = np.repeat(weights[there], coordinates.shape[1])
-    rows = coordinates[there].reshape(-1, coordinates.shape[2])
-    mean = times @ rows / times.sum()
-    deviations = rows - mean
-    return Moments(n=int(times.sum()), mean=mean, scatter=(deviations * times[:, None]).T @ deviations)
-
-
-def _manifold(field: str, neighbours: int, coordinates: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    return float(getattr(manifold(coordinates[a > 0, 0], coordinates[b > 0, 0], neighbours), field))
-
-
-def _dissimilarity_ratio(of_pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    if not len(of_pairs):
-        raise ValueError(f"there are no two volumes, or they have an edge below {_LEAST_EDGE} voxels, which it needs")
-    first, second = of_pairs[:, :2].astype(int).T
-    times = [weights[first] * weights[second] for weights in (a, b)]
-    real, made = (number @ (1 - of_pairs[:, 2]) / number.sum() for number in times)
-    return float(made / real)
-
-
-@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back MONAI's memory
-def _ms_ssim(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """For each two ``rows``, (n, 2), these and the similarity of their volumes, (n, 3)."""
-    if not len(rows) or min(small.shape[1:]) < _LEAST_EDGE:
-        return np.zeros((0, 3))
-    first, second = (torch.from_numpy(small[rows[:, side]])[:, None] for side in (0, 1))
-    found = [ms_ssim(*both) for both in zip(first.split(_AT_ONCE), second.split(_AT_ONCE), strict=True)]
-    return np.column_stack([rows, torch.cat(found).numpy()])
-
-
-def _spectral(spectra: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    return log_spectral_distance(*(weights @ spectra / weights.sum() for weights in (a, b)))
-
-
-def _score_ratio(probabilities: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    made, real = (inception_score(np.repeat(probabilities, weights.astype(int), axis=0)) for weights in (b, a))
-    return made / real
-
-
-def spread_ratio(apart: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """The mean distance of two volumes of the second weighting (N,) over that of the first; ``apart`` is (N, N)."""
-    return _spread(apart, b) / _spread(apart, a)
-
-
-def _spread(apart: np.ndarray, weights: np.ndarray) -> float:
-    """The mean distance (N, N) of two different volumes."""
-    return float(weights @ apart @ weights / (weights.sum() ** 2 - (weights**2).sum()))
-
-
-def _standardised(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """The absolute difference of two weighted means, over the standard deviation of the first."""
-    means = [weights @ values / weights.sum() for weights in (a, b)]
-    deviation = np.sqrt(a @ (values - means[0]) ** 2 / (a.sum() - 1))
-    return float(abs(means[1] - means[0]) / max(deviation, np.finfo(float).tiny))
-
-
-@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back what the work took
-def _root_mean_square(volumes: np.ndarray) -> np.ndarray:
-    """The root mean square difference of each two of the ``volumes`` (N, d, h, w), (N, N)."""
-    x = volumes.reshape(len(volumes), -1)
-    centred = x - x.mean(axis=0, dtype=np.float32)
-    squares = np.einsum("ij,ij->i", centred, centred)
-    products = squares[:, None] + squares - 2 * centred @ centred.T
-    np.fill_diagonal(products, 0)
-    return np.sqrt(np.maximum(products, 0).astype(np.float64) / x.shape[1])
-
-
-@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back what the work took
-def _coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
-    return coordinates(features, real, components)
-
-
-def coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
-    """``features`` (N, S, F) along the axes in which those of the rows ``real`` vary most, (N, S, components)."""
-    width = features.shape[2]
-    rows = features[real].reshape(-1, width).astype(np.float64)
-    if len(rows) > width:
-        parts = np.array_split(rows, -(-len(rows) // _ROWS))
-        axes = principal_axes(functools.reduce(Moments.merge, map(Moments.of, parts)), components)
-    else:  # a scatter of so many features would be too large to look at
-        axes = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2].T
-    return (features.reshape(-1, width) @ axes[:, :components]).reshape(*features.shape[:2], components)
-
-
-def _kernels(features: Stored) -> ray.ObjectRef:
-    """The kernel of each two volumes, (N, N), by blocks on the cluster."""
-    parts = [slice(start, start + _BLOCK) for start in range(0, len(features.array), _BLOCK)]
-    blocks = [_kernel_block.remote(features.ref, parts[j], parts[i]) for i in range(len(parts)) for j in range(i + 1)]
-    return _symmetric.remote(len(features.array), *blocks)
-
-
-@ray.remote(num_cpus=1)
-def _kernel_block(features: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    return kernel_matrix(features[rows], features[columns])
-
-
-@ray.remote(num_cpus=1)
-def _symmetric(n: int, *blocks: np.ndarray) -> np.ndarray:
-    """The matrix (n, n) of which these are the blocks above and on the diagonal, column by column."""
-    whole, left = np.empty((n, n)), iter(blocks)
-    for i in range(0, n, _BLOCK):
-        for j in range(0, i + 1, _BLOCK):
-            block = next(left)
-            whole[j : j + _BLOCK, i : i + _BLOCK] = block
-            whole[i : i + _BLOCK, j : j + _BLOCK] = block.T
-    return whole

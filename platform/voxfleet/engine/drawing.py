@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from voxfleet.engine.comparison import ANATOMY, Figure
+from voxfleet.engine.comparison import ANATOMY, DISEASE, Figure
 from voxfleet.engine.measures import PLANES, Measured
 from voxfleet.engine.verdict import Verdict
 from voxfleet.metrics.anatomy import frequencies
@@ -19,7 +19,8 @@ def drawn(measured: Mapping[str, Measured], verdicts: Mapping[str, Verdict], rea
     return {
         "Distances": list(_distances(verdicts)),
         "By slice position": list(_positions(verdicts)),
-        "Anatomy": [*_anatomy(measured, real), *_effects(verdicts, measured[real])],
+        "Anatomy": list(_anatomy(measured, real)),
+        DISEASE: list(_effects(verdicts, measured[real])),
         "Nearest training volumes": list(_nearest(verdicts)),
     }
 
@@ -82,7 +83,7 @@ def _with_unit(key: str, name: str) -> str:
 
 
 def _effects(verdicts: Mapping[str, Verdict], real: Measured) -> Iterator[Picture]:
-    if rows := list(_rows(verdicts, "Anatomy", "effect/")):
+    if rows := list(_rows(verdicts, DISEASE, "effect/")):
         second, first = real.volumes.classes[1], real.volumes.classes[0]
         short = [plots.Row(row.name.split(f", {second} less")[0], row.found, row.floor) for row in rows]
         caption = f"how far {second} is from {first}, with 95 % intervals: does the synthetic set carry the disease?"

@@ -11,8 +11,9 @@ import torch
 
 from voxfleet import storage
 from voxfleet.data.sets import VolumeSet
+from voxfleet.engine.between import spread_ratio
 from voxfleet.engine.cluster import ray_errors
-from voxfleet.engine.comparison import Figure, compared, spread_ratio
+from voxfleet.engine.comparison import Figure, compared
 from voxfleet.engine.measures import Measured
 from voxfleet.errors import UserError
 from voxfleet.metrics.resampling import Pool

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from voxfleet.engine.between import coordinates, frechet_distance, kid
 from voxfleet.engine.cluster import ray_errors
-from voxfleet.engine.comparison import Both, coordinates, frechet_distance, kid
+from voxfleet.engine.comparison import Both
 from voxfleet.engine.measures import PLANES, Measuring
 from voxfleet.metrics.distances import kernel_matrix
 from voxfleet.metrics.resampling import Distance, Pool, compare
