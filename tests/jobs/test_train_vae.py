@@ -30,12 +30,15 @@ def train_vae(workspace, tmp_path_factory):
     return run
 
 
+EACH_STEP = ("--trainer.log_every", "1")
+
+
 @pytest.mark.slow
 def test_two_workers_train_all_terms_as_one_does(train_vae):
     """With two workers the adversary's gradients are averaged too, from the first step on and from its start on."""
     points = []
     for workers in ("1", "2"):
-        code, folder = train_vae(f"by{workers}", "--resources.workers", workers, "--trainer.log_every", "1")
+        code, folder = train_vae(f"by{workers}", "--resources.workers", workers, *EACH_STEP)
         assert code == 0
         points.append([point for point in json.loads((folder / "history.json").read_text()) if "lr" in point])
     one, two = points
@@ -46,7 +49,7 @@ def test_two_workers_train_all_terms_as_one_does(train_vae):
 
 
 def test_the_package_holds_the_autoencoder_and_the_checkpoint_the_adversary_too(train_vae, workspace):
-    code, folder = train_vae("by1")
+    code, folder = train_vae("by1", *EACH_STEP)  # complete, where the test above has run
     assert code == 0
     weights = safetensors.torch.load((folder.parent / "by1-package" / "model.safetensors").read_bytes())
     plain = safetensors.torch.load((workspace.demo / "vae" / "model.safetensors").read_bytes())
