@@ -198,7 +198,7 @@ def compared_figures(both: Both, *, repeats: int, seed: int) -> dict[str, list[F
     }
     with ray_errors():
         found = {group: ray.get(refs) for group, refs in figures.items()}
-    found[DISEASE] += effect_figures(both)
+    found[DISEASE] = [*map(judged_where_taught, found[DISEASE]), *effect_figures(both)]
     if both.probabilities is not None:
         found["Class"] = list(_consistency(both, both.probabilities))
     return {group: figures for group, figures in found.items() if figures}
@@ -352,6 +352,13 @@ def _transfer(both: Both) -> Iterator[_Asked]:
         name = f"AUC of {both.classes[1]} in real people, learned from the other set's anatomy (logistic regression)"
         data = ray.put(np.column_stack([*measured, both.labels]))
         yield _Asked(key="transfer", name=name, distance=transferred, data=data, pool=both.pool, less_is_worse=True)
+
+
+def judged_where_taught(figure: Figure) -> Figure:
+    """An AUC has no verdict where other real people do not teach the classes either: they are too few, say."""
+    if figure.floor and figure.floor.low <= 0.5:
+        return dataclasses.replace(figure, passed=None, wanted="(real people do not teach it either)")
+    return figure
 
 
 def effect_figures(both: Both) -> Iterator[Figure]:
