@@ -85,7 +85,7 @@ class Cohort:
                 },
             },
             label_values=(1, 2),
-            threads=1,
+            threads=2,
             device="cpu",
         )
         splits = ["train"] * TRAINED + ["test"] * (half - TRAINED)
@@ -102,8 +102,8 @@ class Cohort:
         kept = {"folder": "memory", "digest": name, "classes": CLASSES, "names": names, "subjects": names}
         volumes = InMemory(**kept, labels=np.array(labels), splits=np.array(splits), parts=volumes, affine=where)
         measure = Measurer(self.measuring, {name: volumes})
-        work = units({name: volumes}, self.measuring.networks)
-        files = [measure(unit, content)[0]["file"] for unit, content in work.items()]
+        work = units(volumes, self.measuring.networks)
+        files = [measure(unit, (name, rows))[0]["file"] for unit, rows in work.items()]
         return read_measured(self.measuring, volumes, files)
 
     def judged(self, name, volumes, affine=None, labels=None):

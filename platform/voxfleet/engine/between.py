@@ -4,7 +4,9 @@ Letters: N volumes of both sets together, S slices, F features, k components.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,6 +22,7 @@ _BLOCK = 256  # volumes a side of one task
 _AT_ONCE = 8  # volumes whose MS-SSIM is found at once
 _LEAST_EDGE = 14  # voxels, for two scales of MS-SSIM
 _ROWS = 4096  # whose moments are taken at once
+_LARGE = 64e6  # bytes of an array: less is not worth the seconds that a new worker takes
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Stored:
         """``array`` as it is there; it may be let go."""
         ref = ray.put(array)
         return cls(ref, ray.get(ref))
+
+    def apply(self, function: Callable[..., np.ndarray], *more: Any) -> ray.ObjectRef:
+        """``function(array, *more)``, on the cluster; what worked on a large array ends, and its memory is free."""
+        ends = {"max_calls": 1} if self.array.nbytes > _LARGE else {}
+        return ray.remote(num_cpus=1, **ends)(function).remote(self.ref, *more)
 
 
 def kid(kernels: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
@@ -71,7 +79,6 @@ def dissimilarity_ratio(of_pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> f
     return float(made / real)
 
 
-@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back MONAI's memory
 def ms_ssim_of_pairs(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """For each two ``rows``, (n, 2), these and the similarity of their volumes, (n, 3)."""
     if not len(rows) or min(small.shape[1:]) < _LEAST_EDGE:
@@ -109,7 +116,6 @@ def standardised(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     return float(abs(means[1] - means[0]) / max(deviation, np.finfo(float).tiny))
 
 
-@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back what the work took
 def root_mean_square(volumes: np.ndarray) -> np.ndarray:
     """The root mean square difference of each two of the ``volumes`` (N, d, h, w), (N, N)."""
     x = volumes.reshape(len(volumes), -1)
@@ -118,12 +124,6 @@ def root_mean_square(volumes: np.ndarray) -> np.ndarray:
     products = squares[:, None] + squares - 2 * centred @ centred.T
     np.fill_diagonal(products, 0)
     return np.sqrt(np.maximum(products, 0).astype(np.float64) / x.shape[1])
-
-
-@ray.remote(num_cpus=1, max_calls=1)  # its worker ends, and gives back what the work took
-def coordinates_of(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:
-    """``coordinates``, on the cluster."""
-    return coordinates(features, real, components)
 
 
 def coordinates(features: np.ndarray, real: np.ndarray, components: int) -> np.ndarray:

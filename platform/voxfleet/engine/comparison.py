@@ -13,7 +13,7 @@ import ray
 
 from voxfleet.engine.between import (
     Stored,
-    coordinates_of,
+    coordinates,
     dissimilarity_ratio,
     frechet_distance,
     kernels_of,
@@ -252,7 +252,7 @@ def _distances(both: Both) -> Iterator[_Asked]:
             "KID": (kid, kernels),
             f"Frechet distance ({components} components)": (
                 frechet_distance,
-                coordinates_of.remote(features.ref, both.pool.real, components),
+                features.apply(coordinates, both.pool.real, components),
             ),
         }
         for group, pool in both.pools():
@@ -263,9 +263,8 @@ def _distances(both: Both) -> Iterator[_Asked]:
 
 def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
     """Precision, recall, density and coverage by the features ``name``."""
-    data = coordinates_of.remote(
-        both.features[name].array.mean(axis=1, keepdims=True), both.pool.real, both.components(name)
-    )
+    means = Stored.of(both.features[name].array.mean(axis=1, keepdims=True))
+    data = means.apply(coordinates, both.pool.real, both.components(name))
     neighbours = max(1, min(_NEIGHBOURS, both.pool.n // 2 - 1))
     for field in Manifold._fields:
         yield _Asked(
@@ -281,7 +280,7 @@ def _manifolds(both: Both, name: str) -> Iterator[_Asked]:
 
 def _diversity(both: Both) -> Iterator[_Asked]:
     """How much the volumes of a class differ from each other, synthetic over real."""
-    data = root_mean_square.remote(both.small.ref)
+    data = both.small.apply(root_mean_square)
     for group, pool in both.pools():
         name = f"mean difference of two volumes, synthetic over real, {group}"
         yield _Asked(
@@ -297,8 +296,8 @@ def _dissimilarity(both: Both) -> _Asked:
         key="ms_ssim",
         name="1 - MS-SSIM of two volumes, synthetic over real",
         distance=dissimilarity_ratio,
-        data=ms_ssim_of_pairs.remote(
-            both.small.ref, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)
+        data=both.small.apply(
+            ms_ssim_of_pairs, np.concatenate(found) if len(found) == 2 else np.zeros((0, 2), np.int64)
         ),
         pool=pool,
         less_is_worse=True,

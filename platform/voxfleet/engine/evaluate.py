@@ -125,7 +125,10 @@ def _measure(
     config: EvaluateConfig, measuring: Measuring, sets: dict[str, VolumeSet], gpus: float
 ) -> dict[str, Measured]:
     """What is found of each volume, by set; pieces that an earlier run measured are kept."""
-    work, total = units(sets, measuring.networks), sum(map(len, sets.values()))
+    pieces = {name: units(volumes, measuring.networks) for name, volumes in sets.items()}
+    # sets with the same content, under two names, are measured once
+    work = {unit: (name, volumes) for name, of_set in pieces.items() for unit, volumes in of_set.items()}
+    total = sum(len(volumes) for _, volumes in work.values())
     progress = Progress("evaluate", total, "volumes")
     found = run_units(
         work,
@@ -138,10 +141,10 @@ def _measure(
     )
     networks = "".join(f", {len(measuring.positions[0])} slices a plane by {n}" for n in measuring.slice_networks)
     progress.finish(f"{total} volumes measured{networks}")
-    files: dict[str, list[str]] = {name: [] for name in sets}
-    for unit, (name, _) in work.items():
-        files[name].append(found[unit][0]["file"])
-    return {name: read_measured(measuring, sets[name], files[name]) for name in sets}
+    return {
+        name: read_measured(measuring, sets[name], [found[unit][0]["file"] for unit in of_set])
+        for name, of_set in pieces.items()
+    }
 
 
 def _networks(config: EvaluateConfig) -> dict[str, str]:

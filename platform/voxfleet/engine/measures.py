@@ -85,11 +85,10 @@ def slice_positions(shape: Sequence[int], volumes: int, wanted: int | None) -> t
     )
 
 
-def units(sets: Mapping[str, VolumeSet], networks: str) -> dict[str, tuple[str, list[int]]]:
-    """The pieces of work: a few volumes of a set each, named by the content of the set and of the ``networks``."""
+def units(volumes: VolumeSet, networks: str) -> dict[str, list[int]]:
+    """The pieces of work: a few volumes each, named by the content of the set and of the ``networks``."""
     return {
-        f"{volumes.digest}-{networks}-{start:07d}": (name, list(range(start, min(start + AT_ONCE, len(volumes)))))
-        for name, volumes in sets.items()
+        f"{volumes.digest}-{networks}-{start:07d}": list(range(start, min(start + AT_ONCE, len(volumes))))
         for start in range(0, len(volumes), AT_ONCE)
     }
 
