@@ -18,6 +18,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -147,16 +148,21 @@ def _place(resources: ResourcesConfig, gpus: float, trainer: TrainerConfig, *, i
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train without its actor for datasets, which are not its business here."""
+    """Ray Train without the processes that it starts and we do not need: each takes seconds of every fit."""
+
+    one_of_many = False
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if type(callback) is not DatasetsCallback]
+        # for datasets, which are not its business here; and to free the room of a run whose controller has died, which
+        # is the driver's as well, and ends with it, unless that has other runs
+        unused = (DatasetsCallback,) if self.one_of_many else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if type(callback) not in unused]
 
 
 def _trainer(job: Fit, folder: str, name: str, resources: ResourcesConfig, gpus: float) -> TorchTrainer:
     system, path = storage.filesystem(folder)
     least = resources.min_workers
-    return _Trainer(
+    trainer = _Trainer(
         work,
         train_loop_config={"fit": job},
         scaling_config=ScalingConfig(
@@ -172,6 +178,8 @@ def _trainer(job: Fit, folder: str, name: str, resources: ResourcesConfig, gpus:
             logging_config=LoggingConfig("CRITICAL"),
         ),
     )
+    trainer.one_of_many = job.validation.rungs is not None
+    return trainer
 
 
 def _fit_watched(runner: TorchTrainer, watch: "_Watch") -> None:
