@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import stat
 
 import psutil
@@ -169,11 +170,21 @@ def test_a_session_within_a_session_is_the_same():
     assert ray.is_initialized()
 
 
-def test_a_job_server_is_no_cluster_to_join(monkeypatch):
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8265", "voxfleet submit JOB --address http://127.0.0.1:8265"),
+        ("ray://127.0.0.1:10001", "no address that a job can join"),
+        ("127.0.0.1:{closed}", r"nothing answers at 127.0.0.1:\d+ \(Connection refused\)"),
+        ("head.invalid:6379", "nothing answers at head.invalid:6379"),
+        ("127.0.0.1:port", "nothing answers at 127.0.0.1:port"),
+    ],
+)
+def test_what_cannot_be_joined_is_said_before_ray_tries(monkeypatch, address, words):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    with (
-        pytest.raises(UserError, match="voxfleet submit JOB --address"),
-        session(ResourcesConfig()),
-    ):
-        pass
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    with socket.socket() as closed:  # bound, but not listening
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", address.format(closed=closed.getsockname()[1]))
+        with pytest.raises(UserError, match=words), session(ResourcesConfig()):
+            pass

@@ -98,7 +98,8 @@ def explain(parser: ArgumentParser, job: str, arguments: list[str], message: str
 
 def _plain(why: str) -> str:
     """A reason in one line, without the names of Python's classes and of the parser's parts."""
-    return re.sub(r'Parser key "(\w+)":', r"\1:", re.sub(r"<class '(\w+)'>", r"\1", " ".join(why.split())))
+    plain = re.sub(r'Parser key "(\w+)":', r"\1:", re.sub(r"<class '(\w+)'>", r"\1", " ".join(why.split())))
+    return re.sub(r"Expected a tuple\. Got value: ([^\[{\s]\S*)$", r"it is a list; write '[\1]'", plain)
 
 
 def _with_group(cls: type, namespace: Namespace, error: ValueError) -> str:

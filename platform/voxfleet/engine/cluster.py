@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from voxfleet.errors import UserError, VoxfleetError
 
 _AUTOSCALED = "ray.io/node-group"  # a label that Ray's autoscaler gives its nodes
 _KINDS_SHOWN = 3
+_REACH_S = 5.0
 
 
 @contextlib.contextmanager
@@ -40,16 +42,15 @@ def session(config: ResourcesConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith(("http://", "https://")):
-        raise UserError(
-            f"{address} is a job server, which takes jobs from `voxfleet submit JOB --address {address}`; to join the "
-            "cluster from one of its nodes, set resources.address to auto"
-        )
+    _check_reachable(address)
     try:
         _join(address)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot connect to Ray at {address} ({reason}); check resources.address") from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise UserError(
+            f"cannot join Ray at {address} ({reason}); check resources.address, and, where the cluster has a token, "
+            "RAY_AUTH_MODE=token and the file that RAY_AUTH_TOKEN_PATH names"
+        ) from error
     try:
         quiet_data()
         yield
@@ -57,13 +58,40 @@ def session(config: ResourcesConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Make sure that something listens at ``address``: Ray itself would try for minutes, and say so line by line."""
+    scheme, _, _ = address.rpartition("://")
+    if scheme in ("http", "https"):
+        raise UserError(
+            f"{address} is a job server, which takes jobs from `voxfleet submit JOB --address {address}`; to join the "
+            "cluster from one of its nodes, set resources.address to auto"
+        )
+    if scheme:
+        raise UserError(
+            f"{address} is no address that a job can join; set resources.address to auto on a node of the cluster, "
+            "to its head (HEAD:6379) from its network, or use `voxfleet submit`"
+        )
+    host, _, port = address.rpartition(":")
+    if not host:
+        return  # auto, local
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"nothing answers at {address} ({getattr(error, 'strerror', None) or error}); check resources.address, "
+            "and that the cluster is up"
+        ) from error
+
+
 def _join(address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     if address != "local":
-        ray.init(address=address, **quiet)
+        with _no_native_stderr():
+            ray.init(address=address, **quiet)
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that waits for notices of a cloud
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     _private_token()
     # Ray's own switch for loopback, which it throws on other systems; without it every server listens on all interfaces
     ray_constants.ENABLE_RAY_CLUSTER = False
