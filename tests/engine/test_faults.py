@@ -59,23 +59,20 @@ def outcome(tmp_path, latents):
     return run
 
 
-def check(outcome, folder, workers, mode, balanced, seed):
+def kills(seed):
     """Two kills of workers and one of the driver, each at a random draw of epochs 0, 1 and 2."""
     chance = random.Random(seed)
     who = chance.sample(["worker", "worker", "driver"], 3)
-    kills = [{"epoch": epoch, "place": chance.randrange(ROWS), "who": name} for epoch, name in enumerate(who)]
-    settings = {"workers": workers, "mode": mode, "balanced": balanced, "folder": folder}
-    assert outcome("killed", kills, **settings) == outcome("clean", [], **settings)
+    return [{"epoch": epoch, "place": chance.randrange(ROWS), "who": name} for epoch, name in enumerate(who)]
 
 
 @pytest.mark.slow
-def test_killed_equals_uninterrupted(outcome, tmp_path):
-    check(outcome, str(tmp_path / "runs"), 2, "kept", False, seed=0)
-
-
-@pytest.mark.slow
-def test_killed_equals_uninterrupted_on_s3(outcome, s3):
-    check(outcome, f"{s3}/faults", 2, "streamed", True, seed=3)
+def test_killed_equals_uninterrupted(outcome, tmp_path, s3):
+    """Rows that are kept, and checkpoints in a folder; or rows that are streamed, and both on S3: all are the same."""
+    here, there = {"mode": "kept", "folder": str(tmp_path / "runs")}, {"mode": "streamed", "folder": f"{s3}/faults"}
+    clean = outcome("clean", [], workers=2, balanced=True, **here)
+    assert outcome("killed", kills(0), workers=2, balanced=True, **here) == clean
+    assert outcome("remote", kills(3), workers=2, balanced=True, **there) == clean
 
 
 @pytest.mark.slow
@@ -106,4 +103,5 @@ def test_a_lost_node_ends_a_run_that_needs_it_with_what_is_missing(latents, tmp_
 @pytest.mark.parametrize("mode", ["kept", "streamed"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_killed_equals_uninterrupted_in_all_combinations(outcome, tmp_path, workers, mode, seed):
-    check(outcome, str(tmp_path / "runs"), workers, mode, seed == 1, seed)
+    settings = {"workers": workers, "mode": mode, "balanced": seed == 1, "folder": str(tmp_path / "runs")}
+    assert outcome("killed", kills(seed), **settings) == outcome("clean", [], **settings)

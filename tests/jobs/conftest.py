@@ -83,6 +83,10 @@ class Workspace:
         """The folder that holds all outputs."""
         return self.root / "demo"
 
+    def smaller(self, job):
+        """What makes ``job`` tiny, beside any configuration."""
+        return {**TINY, **EXTRA}.get(job, [])
+
     def arguments(self, job, *more):
         """The command line of ``job``: the demo's configuration, made tiny, and ``more``."""
         return [*tiny(job), *more]

@@ -15,7 +15,7 @@ from voxfleet.cli import main
 from voxfleet.data.shards import read_manifest, read_shard
 
 pytestmark = pytest.mark.slow
-SAMPLES, RUNS, KILLS = 1000, 3, 4  # of each class; of the driver; of workers in each of these runs
+SAMPLES, RUNS, KILLS = 400, 3, 4  # of each class; of the driver; of workers in each of these runs
 _DEADLINE_S = 300
 
 
@@ -29,7 +29,7 @@ def workers_of(process):
             continue
 
 
-def test_two_thousand_samples_are_made_once_each_whoever_is_killed(processes, workspace, tmp_path, monkeypatch):
+def test_every_sample_is_made_once_whoever_is_killed(processes, workspace, tmp_path, monkeypatch):
     output, clean = tmp_path / "out", tmp_path / "clean"
     chance = random.Random(0)
     more = ["--campaign.samples", str(SAMPLES), "--sampler.steps", "20", "--save.shard_size", "16"]

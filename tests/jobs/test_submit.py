@@ -1,10 +1,13 @@
-"""Jobs on a real cluster with token authentication, whose Python does not have the package."""
+"""Jobs on a real cluster with token authentication, whose Python does not have the package, as its page says.
+
+Their data, checkpoints and outputs are in a bucket, their record is on an MLflow server.
+"""
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -14,23 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pages
 import pytest
 import requests
+from servers import MlflowServer, free_ports
 
+import voxfleet
+from voxfleet import storage
 from voxfleet.cli import main
+from voxfleet.data.index import read_index
+from voxfleet.data.shards import read_manifest, read_shard, tensors
+from voxfleet.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 _WITHIN_S = 120
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def python_without_the_package(folder):
@@ -43,30 +45,51 @@ def python_without_the_package(folder):
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster of one node, its job server, and a folder in which relative paths begin."""
+    """A cluster of one node, its job server, where relative paths begin, the record, and the node's address."""
 
     address: str
     environment: dict[str, str]
     python: Path
-    root: Path
+    root: str
+    record: str
+    node: str
 
     def run(self, command, *arguments):
         """A command for clusters, in this process; its exit code."""
         return main([command, *arguments, "--address", self.address])
 
     def submit(self, *arguments):
-        return self.run("submit", *arguments, "--root", str(self.root))
+        return self.run("submit", *arguments, *self._there())
 
     def command(self, *arguments):
         """The command line of a submission, for a process of its own."""
         return [
             *[sys.executable, "-m", "voxfleet.cli", "submit", *arguments],
-            *["--address", self.address, "--root", str(self.root)],
+            *["--address", self.address, *self._there()],
         ]
+
+    def _there(self):
+        return ["--root", self.root, "--tracking.uri", self.record]
+
+    def states(self):
+        """The state of each run in the record, by its name."""
+        client = mlflow.MlflowClient(self.record)
+        found = client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
+        states = {run.info.run_name: run.info.status for run in found}
+        assert len(states) == len(found)
+        return states
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
+def record(tmp_path_factory, empty_database):
+    """The address of an MLflow server."""
+    with MlflowServer.kept(tmp_path_factory.mktemp("record") / "server", empty_database) as server:
+        server.start()
+        yield server.uri
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory, s3, record):
     folder = tmp_path_factory.mktemp("head")
     python = python_without_the_package(folder / "env")
     token = folder / "token"
@@ -91,7 +114,7 @@ def head(tmp_path_factory):
         try:
             address = f"http://127.0.0.1:{job_port}"
             wait_until(lambda: answers(address), process, folder / "log")
-            yield Head(address, environment, python, folder / "root")
+            yield Head(address, environment, python, f"{s3}/cluster", record, f"127.0.0.1:{port}")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -118,23 +141,84 @@ def demo(head, demo_arguments):
     """The jobs of the demo, in small, all done on the cluster."""
     for job, arguments in demo_arguments.items():
         assert head.submit(*arguments, "--id", f"demo-{job}") == 0, job
-    return head.root / "demo"
+    return f"{head.root}/demo"
 
 
 def test_the_demo_runs_where_the_package_is_not_installed(head, demo, demo_arguments, capfd):
     command = [head.python, "-c", "import voxfleet"]
     found = subprocess.run(command, env=head.environment, cwd="/", capture_output=True, text=True, check=False)
     assert "No module named 'voxfleet'" in found.stderr
-    assert len(list(demo.glob("synthetic/sub-*/anat/*.nii.gz"))) == 6
-    assert (demo / "report.html").stat().st_size > 10_000
-    names = {run.info.status for run in mlflow.MlflowClient(f"sqlite:///{demo}/mlflow.db").search_runs(["1"])}
-    assert names == {"FINISHED"}
-    capfd.readouterr()
+    assert set(head.states().values()) == {"FINISHED"}
+    assert len(head.states()) == len(demo_arguments)
     assert head.run("jobs") == 0
     listed = {line.split()[0]: line.split()[1:3] for line in capfd.readouterr().out.splitlines()[1:]}
     assert {name: listed[name] for name in listed if name.startswith("demo-")} == {
         f"demo-{job}": ["succeeded", "0"] for job in demo_arguments
     }
+
+
+def test_what_the_demo_leaves_in_a_bucket_is_what_it_leaves_in_a_folder(workspace, demo):
+    for kind, column in (("volumes", "volume"), ("latents", "mu")):
+        there, here = f"{demo}/{kind}", str(workspace.demo / kind)
+        manifests = [read_manifest(folder, kind) for folder in (there, here)]
+        assert [manifest.counts for manifest in manifests] == 2 * [manifests[1].counts]
+        assert sum(map(len, read_index(there, manifests[0], ()).values())) == 12
+        for shard in manifests[0].shards:
+            assert hashlib.sha256(storage.read_bytes(f"{there}/{shard['file']}")).hexdigest() == shard["sha256"]
+        found = [
+            np.concatenate([tensors(read_shard(file), column) for file in manifest.files(folder)])
+            for folder, manifest in zip((there, here), manifests, strict=True)
+        ]
+        np.testing.assert_allclose(*found, atol=1e-3)
+    assert storage.read_json(f"{demo}/runs/dit/history.json")[-1]["step"] == 6
+    assert [name for name in storage.names(f"{demo}/runs/dit") if name.startswith("checkpoint")]
+    assert storage.size(f"{demo}/report.html") > 10_000
+    bundle = voxfleet.load_model(f"{demo}/model")
+    assert np.isfinite(bundle.sample(["HC"], [1], sampler="ddim", steps=2).numpy()).all()
+    rows = read_shard(f"{demo}/synthetic/manifest.parquet").to_pylist()
+    assert len(rows) == 6
+    for row in rows:
+        assert hashlib.sha256(storage.read_bytes(f"{demo}/synthetic/{row['file']}")).hexdigest() == row["sha256"]
+
+
+def test_what_is_complete_in_a_bucket_is_passed_over(workspace, head, demo, demo_arguments, monkeypatch, capsys):
+    monkeypatch.setenv(storage.ROOT, head.root)
+    for job in demo_arguments:
+        assert workspace.run(job, "--tracking.uri", head.record) == 0
+    assert capsys.readouterr().err.count("is complete, nothing to do") == len(demo_arguments)
+
+
+def test_a_damaged_shard_in_a_bucket_is_named(s3, demo):
+    folder, manifest = f"{s3}/damaged", read_manifest(f"{demo}/latents", "latents")
+    for shard in manifest.shards:
+        storage.write_bytes(f"{folder}/{shard['file']}", storage.read_bytes(f"{demo}/latents/{shard['file']}")[:-9])
+    with pytest.raises(voxfleet.errors.UserError, match=r"part-00000\.parquet is missing or damaged"):
+        read_index(folder, manifest, ("mu",))
+
+
+def test_the_commands_of_the_page_run(head, s3, demo, demo_arguments):
+    """Where they say HEAD, BUCKET and MLFLOW stand those of the tests; training is as short as the demo's."""
+    here = {"http://HEAD:8265": head.address, "http://MLFLOW:5000": head.record, "s3://BUCKET/voxfleet": head.root}
+    asked = list(filter(pages.of_a_cluster, pages.commands("cluster")))
+    assert [words[:2] for words in asked] == [["voxfleet", "doctor"], ["voxfleet", "submit"], ["ray", "job"]]
+    for number, words in enumerate(asked):
+        for there, ours in {**here, "s3://BUCKET": s3}.items():
+            words = [word.replace(there, ours) for word in words]
+        program, *arguments = words
+        if "doctor" not in arguments:
+            own = ["--output", f"page/{number}", "--package", f"page/{number}/model", "--resources.workers", "1"]
+            arguments += [*demo_arguments["train"][3:], *own]
+        done = subprocess.run(
+            [sys.executable, "-m", {"voxfleet": "voxfleet.cli", "ray": "ray.scripts.scripts"}[program], *arguments],
+            cwd=pages.ROOT,
+            env={**os.environ, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    for number in (1, 2):
+        assert voxfleet.load_model(f"{head.root}/page/{number}/model").classes == ("HC", "TLE")
 
 
 def test_a_failed_job_gives_its_exit_code_and_its_log(head, demo_arguments, capfd):
@@ -157,7 +241,7 @@ def test_a_relative_path_that_begins_nowhere_is_refused(head, demo_arguments, ca
 
 def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_arguments, tmp_path, capfd):
     long = [*demo_arguments["train"], "--trainer.epochs", "400", "--trainer.checkpoint_every", "1"]
-    long += ["--output", "long", "--package", "long/package", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
+    long += ["--output", "long", "--package", "long/package", "--name", "long"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             head.command(*long, "--id", "long"),
@@ -171,20 +255,19 @@ def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_argument
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
     how = "`voxfleet logs long` shows it, `voxfleet stop long` stops it, `voxfleet jobs` lists all"
     assert last == f"voxfleet: long goes on; {how}"
-    checkpoints = head.root / "long" / "dit" / "checkpoints"
+    checkpoints = CheckpointStore(f"{head.root}/long/long")
     looking = subprocess.Popen(
         [sys.executable, "-m", "voxfleet.cli", "logs", "long", "--address", head.address],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: checkpoints.exists() and list(checkpoints.glob("*.pt")), looking, tmp_path / "log")
+    wait_until(checkpoints.steps, looking, tmp_path / "log")
     assert head.run("stop", "long") == 0
     _, errors = looking.communicate(timeout=60)
     assert looking.returncode == 130
     assert "long was stopped; the same submission goes on from where it was" in errors
-    (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/m.db").search_runs(["1"])
-    assert run.info.status == "KILLED"
+    assert head.states()["long"] == "KILLED"
     capfd.readouterr()
     assert head.run("stop", "long") == 0
     assert "long is not running (stopped)" in capfd.readouterr().err
@@ -196,36 +279,26 @@ def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_argument
         assert process.wait(timeout=60) == 130
 
 
-def test_rays_own_command_runs_the_scripts(head, tmp_path, demo_arguments):
-    _, *arguments = demo_arguments["cohort"]
-    output = tmp_path / "cohort"
-    arguments[arguments.index("--config") + 1] = "configs/cohort/demo.yaml"
-    command = [
-        *[sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address],
-        *["--working-dir", str(ROOT), "--runtime-env-json", '{"env_vars": {"PYTHONPATH": "platform"}}', "--"],
-        *[
-            "python",
-            "jobs/cohort.py",
-            *arguments,
-            "--output",
-            str(output),
-            "--tracking.uri",
-            f"sqlite:///{tmp_path}/m.db",
-        ],
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "RAY_AUTH_MODE": "token"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len((output / "participants.tsv").read_text().splitlines()) == 13
-
-
 def test_doctor_looks_from_a_worker(head, tmp_path, capfd):
     assert head.run("doctor", "--storage", f"[{tmp_path}/new, /proc/nothing]") == 2
     lines = {line[:4].strip() + " " + line[6:20].strip(): line for line in capfd.readouterr().out.splitlines()}
     assert {"ok packages", "ok GPUs", "ok storage", "FAIL storage", "warn MLflow", "ok clock"} <= set(lines)
     assert "/proc/nothing" in lines["FAIL storage"]
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_job_on_a_node_joins_its_cluster_with_the_token(head, tmp_path):
+    def doctor(token):
+        command = [sys.executable, "-m", "voxfleet.cli", "doctor", "--resources.address", head.node]
+        env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    joined = doctor(head.environment["RAY_AUTH_TOKEN_PATH"])
+    assert "cannot run our code (ModuleNotFoundError: No module named 'voxfleet')" in joined.stdout
+    refused = doctor(str(tmp_path / "none"))
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"voxfleet: error: cannot join Ray at {head.node} (RAY_AUTH_TOKEN_PATH is set but file")
 
 
 @pytest.mark.parametrize(
