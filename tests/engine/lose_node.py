@@ -1,6 +1,7 @@
 """A fit on three nodes, one of which is lost on the way: a script, run with a folder and latents in it.
 
-Elastic, it goes on with fewer workers; else it ends, as there is no room, with the exit code of its error.
+Elastic, it goes on with fewer workers; else it ends, as there is no room, with the exit code of its error. Warned, it
+is told before: the only checkpoint that it has then is the one that it writes because of that.
 """
 
 import dataclasses
@@ -14,10 +15,13 @@ from pathlib import Path
 from voxfleet.engine import cluster  # sets what Ray reads when it is imported
 
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # how long Ray Train waits for the node to come back
+os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
 
 import ray
 from ray import cloudpickle
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.data.index import read_index
@@ -43,17 +47,32 @@ class Witness(DiffusionRecipe):
     seen: str = ""
 
     def loss(self, model, batch, draws):
-        time.sleep(0.05)  # so that there is something left to do when the node is lost
+        time.sleep(0.1)  # so that there is something left to do when the node is lost
         drawn = zip(draws.index.tolist(), batch["mu"][:, 0, 0, 0, 0].tolist(), strict=True)
         with Path(self.seen, str(os.getpid())).open("a") as file:
             file.writelines(json.dumps([draws.epoch, *draw]) + "\n" for draw in drawn)
         return super().loss(model, batch, draws)
 
 
-class Loser(MemoryTracker):
-    """Removes a node when the training has got to step 12."""
+def warn(address, node_id):
+    """As a cloud does before it takes a machine of the spot market back."""
+    reason, deadline_ms = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + 600) * 1000)
+    accepted, why = GcsClient(address=address).drain_node(node_id, reason, "spot", deadline_ms)
+    assert accepted, why
 
-    lose = None
+
+class Loser(MemoryTracker):
+    """Removes a node when the training has got to step 12, or warns of that, and removes it after a checkpoint."""
+
+    lose = lose_when_saved = None
+    first = ""  # where the address of the first checkpoint goes
+
+    def log_reference(self, name, uri):
+        super().log_reference(name, uri)
+        if self.lose_when_saved:
+            Path(self.first).write_text(uri)
+            threading.Thread(target=self.lose_when_saved).start()
+            self.lose_when_saved = None
 
     def log_metrics(self, points):
         super().log_metrics(points)
@@ -69,7 +88,10 @@ def main(folder, kind):
     ray.init(address=nodes.address, log_to_driver=False)
     cluster.quiet_data()
     tracker = Loser()
+    tracker.first = f"{folder}/first"
     tracker.lose = lambda: nodes.remove_node(lost)
+    if kind == "warned":
+        tracker.lose, tracker.lose_when_saved = lambda: warn(nodes.address, lost.node_id), tracker.lose
     data, seen = f"{folder}/latents", Path(folder, "seen")
     seen.mkdir()
     model = DiT3DConfig(in_channels=2, input_size=(4, 4, 4), patch_size=(2, 2, 2), hidden_size=24, depth=1, num_heads=2)
@@ -79,9 +101,15 @@ def main(folder, kind):
             open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, "kept"),
             folder=folder,
             name="run",
-            trainer=TrainerConfig(epochs=12, batch_size=7, log_every=1, checkpoint_every=1, validate_every=4),
+            trainer=TrainerConfig(
+                epochs=12,
+                batch_size=7,
+                log_every=1,
+                checkpoint_every=12 if kind == "warned" else 1,
+                validate_every=12 if kind == "warned" else 4,
+            ),
             optim=OptimConfig(),
-            resources=ResourcesConfig(workers=3, min_workers=1 if kind == "elastic" else None, wait_s=5),
+            resources=ResourcesConfig(workers=3, min_workers=None if kind == "fixed" else 1, wait_s=5),
             tracker=tracker,
         )
     finally:  # else Ray ends this process with a code of its own

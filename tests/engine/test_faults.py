@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -76,10 +77,14 @@ def test_killed_equals_uninterrupted(outcome, tmp_path, s3):
 
 
 @pytest.mark.slow
-def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path):
-    """Draws after the last checkpoint are done again: then they are the same."""
+@pytest.mark.parametrize("kind", ["elastic", "warned"])
+def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path, kind):
+    """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint."""
     data, manifest = latents(rows=ROWS)
-    assert drive(LOSE_NODE, str(tmp_path), "elastic") == 0
+    assert drive(LOSE_NODE, str(tmp_path), kind) == 0
+    if kind == "warned":
+        warned = int(re.search(r"step-(\d+)", (tmp_path / "first").read_text())[1])
+        assert 12 <= warned < 60
     lines = [line for path in (tmp_path / "seen").iterdir() for line in path.read_text().splitlines()]
     got = defaultdict(set)
     for epoch, place, value in map(json.loads, lines):

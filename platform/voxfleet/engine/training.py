@@ -245,6 +245,9 @@ class _Watch:
                 self._restored(message["restored"], message["history"], message["workers"])
             elif "saved" in message:
                 self._saved(message["saved"])
+            elif "warned" in message:
+                where = f"a checkpoint of step {message['warned']} is written"
+                say(f"{self._progress.stage}: the cluster is about to take a node away; {where}")
             elif "trained_s" in message:
                 self.seconds |= message
             elif "first_step_s" in message:

@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from ray.train.v2._internal.execution.context import get_train_context
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -149,6 +150,7 @@ class Worker:
             self.network = DistributedDataParallel(self.network)
         self.writer = _Writer(fit)
         self.recent: list[_Done] = []
+        self.warned, self.leaving = False, set[str]()  # a node is about to be taken away; those that we know of
         self.clock = _Clock()
         self.matrix_rate = matrix_rate(self.precision, self.device) if fit.flops and not self.rank else 0.0
 
@@ -196,6 +198,10 @@ class Worker:
                     break
                 if save:
                     self._save(epoch)
+                elif self.warned:
+                    self._post({"warned": self.state.step})
+                    self._write()
+                self.warned = False
         self._post({"trained_s": time.monotonic() - began})
         self.writer.wait()
 
@@ -250,8 +256,9 @@ class Worker:
         names = list(self.recent[0].losses)
         losses = torch.stack([torch.cat([done.losses[name] for done in self.recent]) for name in names]).double()
         norm = torch.stack([done.norm for done in self.recent]).double()
-        counted = torch.cat([losses.sum(dim=1), torch.tensor([losses.shape[1]]).to(losses)])
-        *totals, samples = self._reduced(counted).tolist()
+        counted = torch.cat([losses.sum(dim=1), torch.tensor([losses.shape[1], self._is_warned()]).to(losses)])
+        *totals, samples, warned = self._reduced(counted).tolist()
+        self.warned = warned > 0
         means = {name: total / samples for name, total in zip(names, totals, strict=True)}
         if not np.isfinite(means["loss"]) or (self._norm_counts() and not norm.isfinite().all()):
             self._name_culprits()
@@ -265,6 +272,17 @@ class Worker:
         self._post({**logged, **self._speed(samples)})
         self.recent.clear()
         return True
+
+    def _is_warned(self) -> bool:
+        """Whether Ray has told the first worker of nodes that are about to be taken away, and had not before.
+
+        All learn it with the losses: Ray's own function for it would be a barrier of its own.
+        """
+        info = get_train_context().preemption_context.preemption_info
+        nodes = set(info.preempted_node_ids) if info and not self.rank else set()
+        news = nodes - self.leaving
+        self.leaving |= news
+        return bool(news)
 
     def _norm_counts(self) -> bool:
         """Whether a gradient that is not finite is wrong: in float16 such steps are skipped, and the scale lowered."""
@@ -313,6 +331,9 @@ class Worker:
     def _save(self, epoch: int) -> None:
         if self.fit.inside and self.fit.validation.is_due(epoch):
             self._validate(epoch)
+        self._write()
+
+    def _write(self) -> None:
         if self.rank == 0:
             self.writer.write(self.state.step, self.state.snapshot())
         self.clock = _Clock()  # the speed is that of the steps
