@@ -92,6 +92,9 @@ def parse(job: str, arguments: list[str]) -> Any:
 
 def run_job(job: str, config: Any) -> None:
     """Run a job to its end."""
+    from voxfleet.engine import console
+
+    console.begin(job)
     _engine({**JOBS, **CLUSTER}[job]).run(config)
 
 
@@ -195,8 +198,13 @@ def guarded(work: Callable[[], None]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    from voxfleet.engine import console
+
     line = re.sub(r"\s*\n\s*", " ", message.strip())
-    print(f"voxfleet: error: {line}" if code != INTERRUPTED else f"\nvoxfleet: {line}", file=sys.stderr)
+    if console.is_structured():
+        console.say(line, level="error", exit_code=code)
+    else:
+        print(f"voxfleet: error: {line}" if code != INTERRUPTED else f"\nvoxfleet: {line}", file=sys.stderr)
     return code
 
 

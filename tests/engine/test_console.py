@@ -1,7 +1,11 @@
 """The progress line: its rate and time left count this run's work alone."""
 
+import datetime
+import json
+
 import pytest
 
+from voxfleet.cli import main
 from voxfleet.engine import console
 from voxfleet.engine.console import Progress, duration
 
@@ -36,6 +40,33 @@ def test_lines_are_rare_where_there_is_no_terminal(clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4  # at 30, 60 and 90 seconds, and the summary
     assert lines[-1] == "encode: done (1 min 40 s, 1 volumes/s)"
+
+
+def test_lines_for_those_who_collect_logs(clock, capsys, monkeypatch):
+    monkeypatch.setenv(console.LOG, "json")
+    console.begin("encode")
+    progress = Progress("shards", 100, "volumes")
+    clock[0] += 50
+    progress.advance(10, "fine")
+    console.say("it went well")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first | {"time": ""} == {
+        **{"time": "", "level": "info", "job": "encode", "stage": "shards", "message": "10/100 volumes, fine"},
+        **{"done": 10, "total": 100, "unit": "volumes", "rate": 0.0},
+    }
+    assert datetime.datetime.fromisoformat(first["time"]).tzinfo
+    assert (second["stage"], second["message"]) == ("", "it went well")
+
+
+def test_an_error_is_such_a_line_too(capsys, monkeypatch):
+    monkeypatch.setenv(console.LOG, "json")
+    assert main(["paint"]) == 2
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["exit_code"]) == ("error", 2)
+    assert "unknown job 'paint'" in line["message"]
+    monkeypatch.setenv(console.LOG, "xml")
+    assert main(["model-summary", "--model.input_size", "[8,8,8]"]) == 2
+    assert "VOXFLEET_LOG is 'xml'; it must be text or json" in capsys.readouterr().err
 
 
 def test_durations_are_readable():

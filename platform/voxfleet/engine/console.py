@@ -1,16 +1,64 @@
-"""What a job says: one progress line with rate and time left, then a summary line."""
+"""What a job says: one progress line with rate and time left, then a summary line.
 
+Where VOXFLEET_LOG is json, each line is a JSON object for those who collect logs: time, level, job, stage, message, and
+for progress done, total, unit and rate.
+"""
+
+import datetime
+import json
+import os
+import re
 import sys
 import time
 from collections.abc import Iterable
+from typing import Any
 
+from voxfleet.errors import UserError
+
+LOG = "VOXFLEET_LOG"
 _REDRAW_S, _LOG_EVERY_S = 0.2, 30.0
+_STAGE = re.compile(r"([\w.-]+): (.*)", re.DOTALL)
+_job = ""
 
 
-def say(line: str) -> None:
-    """One line for the user."""
+def begin(job: str) -> None:
+    """From now on this process is of ``job``.
+
+    Raises:
+        UserError: if VOXFLEET_LOG is neither text nor json.
+    """
+    global _job
+    _job = job
+    if (asked := os.environ.get(LOG, "")) not in ("", "text", "json"):
+        raise UserError(f"{LOG} is {asked!r}; it must be text or json")
+
+
+def job() -> str:
+    """The job that this process is of."""
+    return _job
+
+
+def is_structured() -> bool:
+    """Whether lines are JSON objects."""
+    return os.environ.get(LOG) == "json"
+
+
+def say(line: str, level: str = "info", **more: Any) -> None:
+    """One line for the user; a stage stands before its first colon."""
+    if is_structured():
+        staged = _STAGE.fullmatch(line)
+        stage, message = staged.groups() if staged else ("", line)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        fields = {"time": now, "level": level, "job": _job, "stage": stage, "message": message}
+        line = json.dumps({**fields, **more})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def _metrics() -> Any:
+    from voxfleet.engine import metrics  # here, as they bring Ray, which those who only say something do without
+
+    return metrics
 
 
 def show(lines: Iterable[str]) -> None:
@@ -37,7 +85,7 @@ class Progress:
         self._done = self._first = 0
         self._began = self._shown = time.monotonic()
         self._first_at: float | None = None
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and not is_structured()
 
     def skip(self, units: int) -> None:
         """Count ``units`` that an earlier run finished: they are done, but not in this run's time."""
@@ -47,17 +95,22 @@ class Progress:
         """Count ``units`` that are now finished, and show it where it is time."""
         now = time.monotonic()
         self._done += units
+        _metrics().count(self.stage, units)
+        _metrics().show(self.stage, units_left=self._total - self._done)
         if self._first_at is None:  # the first units carry the start of the workers: they do not count for the rate
             self._first, self._first_at = self._done, now
         if now - self._shown < (_REDRAW_S if self._terminal else _LOG_EVERY_S):
             return
         self._shown = now
-        parts = [f"{self._done}/{self._total} {self._unit}"]
-        if rate := self._rate(now):
+        parts, rate = [f"{self._done}/{self._total} {self._unit}"], self._rate(now)
+        if rate:
             parts += [f"{rate:.3g}/s", f"{duration((self._total - self._done) / rate)} left"]
         line = f"{self.stage}: {', '.join([*parts, *filter(None, [note])])}"
-        sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else line + "\n")
-        sys.stderr.flush()
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[2K{line}")
+            sys.stderr.flush()
+        else:
+            say(line, done=self._done, total=self._total, unit=self._unit, rate=rate)
 
     def _rate(self, now: float) -> float:
         return (self._done - self._first) / max(now - self._first_at, 1e-9) if self._first_at is not None else 0.0

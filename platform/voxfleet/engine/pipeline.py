@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
+from voxfleet.engine import metrics
 from voxfleet.engine.cluster import ray_errors
 from voxfleet.engine.console import say
 from voxfleet.engine.host import Host
@@ -23,6 +24,7 @@ from voxfleet.errors import WorkMissingError
 _CALLS = 2  # of an actor, so that it need not wait for the driver
 _LOSSES = 5  # of a batch, which then is at fault itself
 _LOOK_S = 1.0
+_SHOW_S = 5.0  # between two values of a gauge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,22 @@ class _Pool:
             )
 
 
+class _Usage:
+    """Shows, every few seconds, how many batches wait for a stage, and how busy its workers were since."""
+
+    def __init__(self) -> None:
+        self._shown_at, self._wall_s = time.monotonic(), 0.0
+
+    def show(self, waiting: int, wall_s: float, pool: _Pool) -> None:
+        """``wall_s`` are the seconds of all calls that have ended."""
+        now = time.monotonic()
+        if (passed := now - self._shown_at) < _SHOW_S:
+            return
+        busy = (wall_s - self._wall_s) / passed / max(len(pool.actors), 1)
+        metrics.show(pool.stage.name, queue_length=waiting, busy_share=min(busy, 1.0))
+        self._shown_at, self._wall_s = now, wall_s
+
+
 class Pipeline:
     """The stages, their workers started.
 
@@ -164,6 +182,7 @@ class Pipeline:
         # the last stage first: where there is room for a part of all workers, none of the stages is without
         self._pools = [_Pool(stage) for stage in reversed(stages)][::-1]
         self._waiting: list[collections.deque[Parcel]] = [collections.deque() for _ in stages]
+        self._usage = [_Usage() for _ in stages]
         self._running: dict[ray.ObjectRef, tuple[Parcel, _Actor, tuple[ray.ObjectRef, ...]]] = {}
 
     def __enter__(self) -> "Pipeline":
@@ -199,8 +218,9 @@ class Pipeline:
                     expected[ref].arrived(ref)
                 elif (parcel := self._returned(ref)) is not None:
                     yield parcel
-            for pool in self._pools:
+            for number, pool in enumerate(self._pools):
                 pool.check(self._wait_s)
+                self._usage[number].show(len(self._waiting[number]), self.spent[pool.stage.name].wall_s, pool)
 
     def _start(self, source: Callable[[], Any | None]) -> None:
         """Give work to whoever is free, the last stage first."""

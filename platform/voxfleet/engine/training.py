@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.engine import metrics
 from voxfleet.engine.cluster import actors, gpus_per_worker, kill_actors, lacking, ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.ingest import Split
@@ -281,6 +282,7 @@ class _Watch:
         self._record(point)
         step = int(point["step"])
         self._shown |= {key: value for key, value in point.items() if key in _SHOWN}
+        metrics.show(self._progress.stage, **point)
         self._progress.advance(step - (self._step or 0), _note(self._shown))
         self._step = step
 
