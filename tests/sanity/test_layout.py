@@ -21,7 +21,7 @@ CONFIGS = [*sorted((SOURCE.parents[1] / "configs").rglob("*.yaml")), ROOT_CLUSTE
 # a package may import those of lower levels; of its own level only itself, and train may use packages
 LEVELS = {
     **dict.fromkeys(["errors", "storage"], 0),
-    **dict.fromkeys(["models", "diffusion", "metrics", "foreign"], 1),
+    **dict.fromkeys(["models", "diffusion", "metrics", "foreign", "growth"], 1),
     **dict.fromkeys(["data", "packages", "train", "tracking", "report", "search"], 2),
     "config": 3,
     "engine": 4,

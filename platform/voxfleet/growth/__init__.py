@@ -1,0 +1,1 @@
+"""How far a campaign and a training grow: simulations by discrete events, fed with measured times."""
