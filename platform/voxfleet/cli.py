@@ -60,6 +60,7 @@ JOBS = {
     ),
     "model-summary": Job("ModelSummaryConfig", "model_summary", "show a DiT3D's tokens, windows, parameters and FLOPs"),
     "benchmark": Job("BenchmarkConfig", "benchmark", "measure how fast networks run on this device"),
+    "scale": Job("scaling.ScaleConfig", "scale", "measure what the machinery costs, and simulate many GPUs with that"),
     "doctor": Job("submission.DoctorConfig", "doctor", "check what jobs need, on every node of a cluster"),
 }
 SUBMIT = "submit"

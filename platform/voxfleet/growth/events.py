@@ -1,5 +1,6 @@
 """A discrete-event simulation: a clock, and servers before which work waits in a row."""
 
+import functools
 import heapq
 import itertools
 from collections import deque
@@ -57,7 +58,7 @@ class Server:
             seconds, then = self._row.popleft()
             self._free -= 1
             self.busy_s += seconds
-            self._clock.after(seconds, lambda then=then: self._end(then))  # type: ignore[misc]
+            self._clock.after(seconds, functools.partial(self._end, then))
 
     def _end(self, then: Then) -> None:
         self._free += 1

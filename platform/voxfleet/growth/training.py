@@ -5,61 +5,76 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voxfleet.growth.overheads import Overheads, check_numbers
+
 _CHUNK = 1 << 20  # step times drawn at once
+_STEPS = ("compute", "slowest worker", "all-reduce", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, on what, and how long its parts take.
+    """What is trained, and how long its parts take: set what you have measured.
+
+    The defaults are a DiT3D-S (12 blocks of 384) on latents of (4, 8, 14, 8) in patches of 2, with 256 samples a GPU in
+    a step, compiled, as measured on one H100; network, storage and how long nodes live are assumed.
 
     Args:
         steps: optimizer steps.
-        gpus: workers, one GPU each.
         step_s: seconds of a GPU for its part of a batch.
         jitter: standard deviation of the logarithm of that time: a step takes as long as the slowest worker.
-        gradient_bytes: that every worker reduces with all others after a step, in a ring; nothing of it is hidden.
+        gradient_bytes: that every worker reduces with all others, in a ring.
+        overlap: the share of a step's time, that of the backward pass, beside which the gradients are reduced.
         link_bytes_per_s: of a worker, to the next one in the ring.
         latency_s: of a message in the ring.
-        read_bytes: of a step, over all workers; 0 where the samples are kept.
+        read_bytes: of a step, of each worker; 0 where the samples are kept.
         storage_bytes_per_s: that the storage gives all of them.
         log_every: steps between messages to the driver.
-        driver_s: seconds of the driver for one.
         checkpoint_every: steps.
         snapshot_s: that the workers wait for one.
-        write_s: until it is written, beside the steps that follow.
+        state_bytes: of a checkpoint, which is written beside the steps that follow.
         gpus_per_node: that are lost together.
         node_lives_s: the mean time until a node is lost; infinite for never.
         restart_s: until the workers are there again, with the state of the last checkpoint.
     """
 
-    steps: int
-    gpus: int
-    step_s: float
+    steps: int = 100_000
+    step_s: float = 0.027
     jitter: float = 0.02
-    gradient_bytes: float
-    link_bytes_per_s: float
-    latency_s: float = 10e-6
+    gradient_bytes: float = 1.3e8
+    overlap: float = 0.5
+    link_bytes_per_s: float = 2.0e10
+    latency_s: float = 1.0e-5
     read_bytes: float = 0.0
-    storage_bytes_per_s: float = math.inf
-    log_every: int = 10
-    driver_s: float
-    checkpoint_every: int
-    snapshot_s: float
-    write_s: float
+    storage_bytes_per_s: float = 5.0e9
+    log_every: int = 50
+    checkpoint_every: int = 2000
+    snapshot_s: float = 0.1
+    state_bytes: float = 5.2e8
     gpus_per_node: int = 8
-    node_lives_s: float = math.inf
-    restart_s: float
+    node_lives_s: float = 86_400.0
+    restart_s: float = 120.0
 
-    @property
-    def reduce_s(self) -> float:
-        """Seconds of an all-reduce in a ring: 2 (n - 1) messages of an n-th of the gradient."""
-        n = self.gpus
-        return 2 * (n - 1) * (self.gradient_bytes / n / self.link_bytes_per_s + self.latency_s)
+    def __post_init__(self) -> None:
+        zero = (
+            "jitter",
+            "gradient_bytes",
+            "overlap",
+            "latency_s",
+            "read_bytes",
+            "snapshot_s",
+            "state_bytes",
+            "restart_s",
+        )
+        check_numbers(self, zero)
 
-    @property
-    def read_s(self) -> float:
-        """Seconds of the storage for a step."""
-        return self.read_bytes / self.storage_bytes_per_s
+    def reduce_s(self, gpus: int) -> float:
+        """Seconds that a step waits for an all-reduce in a ring of n: 2 (n - 1) messages of an n-th of the gradient."""
+        whole = 2 * (gpus - 1) * (self.gradient_bytes / gpus / self.link_bytes_per_s + self.latency_s)
+        return max(0.0, whole - self.overlap * self.step_s)
+
+    def read_s(self, gpus: int) -> float:
+        """Seconds of the storage for a step of all workers."""
+        return gpus * self.read_bytes / self.storage_bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -86,62 +101,68 @@ class Outcome:
         return max((name for name in self.shares if name != "compute"), key=lambda name: self.shares[name])
 
 
-def simulate(plan: Training, seed: int = 0) -> Outcome:
-    """Let a training run."""
-    chance = np.random.default_rng(seed)
-    spent = dict.fromkeys(["compute", "slowest worker", "all-reduce", "data", "checkpoints", "lost nodes"], 0.0)
-    now, done, lost, saved = 0.0, 0, 0, [0.0]  # saved: when the checkpoint of each interval is written
-    fails = _next_failure(plan, chance, now)
-    while done < plan.steps:
-        steps = min(plan.checkpoint_every, plan.steps - done)
-        parts = _interval(plan, chance, steps)
-        took = sum(parts.values())
-        if fails < now + took:
-            intact = sum(written <= fails for written in saved) - 1  # the newest checkpoint that is there
-            back = max(intact, 0) * plan.checkpoint_every
-            lost, saved = lost + 1, saved[: max(intact, 0) + 1]
-            spent["lost nodes"] += fails - now + plan.restart_s
-            _take_back(spent, plan, done - back)
-            now, done = fails + plan.restart_s, back
-            fails = _next_failure(plan, chance, now)
-            continue
-        for name, seconds in parts.items():
-            spent[name] += seconds
-        now, done = now + took, done + steps
-        saved.append(now + plan.write_s)
-    messages = plan.steps / plan.log_every * plan.driver_s
-    return Outcome(now, plan.steps * plan.step_s / now, {k: v / now for k, v in spent.items()}, messages / now, lost)
+def simulate(plan: Training, costs: Overheads, gpus: int, seed: int = 0) -> Outcome:
+    """Let a training run on so many ``gpus``."""
+    return _Run(plan, costs, gpus, seed).outcome()
 
 
-def _next_failure(plan: Training, chance: np.random.Generator, now: float) -> float:
-    if math.isinf(plan.node_lives_s):
-        return math.inf
-    return now + chance.exponential(plan.node_lives_s / math.ceil(plan.gpus / plan.gpus_per_node))
+class _Run:
+    def __init__(self, plan: Training, costs: Overheads, gpus: int, seed: int) -> None:
+        self.plan, self.costs, self.gpus = plan, costs, gpus
+        self.chance = np.random.default_rng(seed)
+        self.spent = dict.fromkeys([*_STEPS, "checkpoints", "lost nodes"], 0.0)
 
+    def outcome(self) -> Outcome:
+        plan, spent = self.plan, self.spent
+        now, done, lost = 0.0, 0, 0
+        saved = [0.0]  # when the checkpoint after each interval is written
+        fails = self._next_failure(now)
+        while done < plan.steps:
+            steps = min(plan.checkpoint_every, plan.steps - done)
+            parts = self._interval(steps)
+            took = sum(parts.values())
+            if fails < now + took:
+                saved = [written for written in saved if written <= fails] or [0.0]
+                there = (len(saved) - 1) * plan.checkpoint_every
+                self._take_back(done - there)
+                spent["lost nodes"] += fails - now + plan.restart_s
+                now, done, lost = fails + plan.restart_s, there, lost + 1
+                fails = self._next_failure(now)
+                continue
+            for name, seconds in parts.items():
+                spent[name] += seconds
+            now, done = now + took, done + steps
+            saved.append(now + plan.state_bytes / self.costs.bytes_per_s)
+        messages_s = plan.steps / plan.log_every * self.costs.message_s
+        shares = {name: seconds / now for name, seconds in spent.items()}
+        return Outcome(now, plan.steps * plan.step_s / now, shares, messages_s / now, lost)
 
-def _interval(plan: Training, chance: np.random.Generator, steps: int) -> dict[str, float]:
-    """What the steps up to a checkpoint take; data are read while the step before computes."""
-    found = dict.fromkeys(["compute", "slowest worker", "all-reduce", "data", "checkpoints"], 0.0)
-    for first in range(0, steps, size := max(1, _CHUNK // plan.gpus)):
-        count = min(size, steps - first)
-        times = plan.step_s * chance.lognormal(-(plan.jitter**2) / 2, plan.jitter, (count, plan.gpus))
-        slowest = times.max(axis=1)
-        whole = slowest + plan.reduce_s
-        found["compute"] += float(times.mean(axis=1).sum())
-        found["slowest worker"] += float((slowest - times.mean(axis=1)).sum())
-        found["all-reduce"] += count * plan.reduce_s
-        found["data"] += float(np.maximum(plan.read_s - whole, 0).sum())
-    return {**found, "checkpoints": plan.snapshot_s + max(0.0, plan.write_s - sum(found.values()))}
+    def _next_failure(self, now: float) -> float:
+        plan = self.plan
+        if math.isinf(plan.node_lives_s):
+            return math.inf
+        return now + self.chance.exponential(plan.node_lives_s / math.ceil(self.gpus / plan.gpus_per_node))
 
+    def _interval(self, steps: int) -> dict[str, float]:
+        """What the steps up to a checkpoint take; data are read while the step before computes."""
+        plan, found = self.plan, dict.fromkeys(_STEPS, 0.0)
+        reduce_s, read_s = plan.reduce_s(self.gpus), plan.read_s(self.gpus)
+        for first in range(0, steps, size := max(1, _CHUNK // self.gpus)):
+            count = min(size, steps - first)
+            times = plan.step_s * self.chance.lognormal(-(plan.jitter**2) / 2, plan.jitter, (count, self.gpus))
+            slowest, mean = times.max(axis=1), times.mean(axis=1)
+            found["compute"] += float(mean.sum())
+            found["slowest worker"] += float((slowest - mean).sum())
+            found["all-reduce"] += count * reduce_s
+            found["data"] += float(np.maximum(read_s - slowest - reduce_s, 0).sum())
+        writes_s = plan.state_bytes / self.costs.bytes_per_s  # the next one waits for the one before
+        return {**found, "checkpoints": plan.snapshot_s + max(0.0, writes_s - sum(found.values()))}
 
-def _take_back(spent: dict[str, float], plan: Training, steps: int) -> None:
-    """Steps that are done again had been in vain: their time is that of the lost node."""
-    before = sum(seconds for name, seconds in spent.items() if name != "lost nodes")
-    if not steps or not before:
-        return
-    each = plan.step_s + plan.reduce_s
-    share = min(1.0, steps * each / before)
-    for name in spent:
-        if name != "lost nodes":
-            spent["lost nodes"] += spent[name] * share
-            spent[name] *= 1 - share
+    def _take_back(self, steps: int) -> None:
+        """Steps that are done again had been in vain: their time goes to the lost nodes."""
+        each = self.plan.step_s + self.plan.reduce_s(self.gpus)
+        useful = sum(self.spent.values()) - self.spent["lost nodes"]
+        share = min(1.0, steps * each / useful) if useful else 0.0
+        for name in (*_STEPS, "checkpoints"):
+            self.spent["lost nodes"] += self.spent[name] * share
+            self.spent[name] *= 1 - share
