@@ -45,9 +45,11 @@ class Witness(DiffusionRecipe):
     """Writes down each draw, and the first number of the latents that it got."""
 
     seen: str = ""
+    first: str = ""  # where the address of the first checkpoint goes, if that is waited for
 
     def loss(self, model, batch, draws):
-        time.sleep(0.1)  # so that there is something left to do when the node is lost
+        waits = self.first and not Path(self.first).exists()  # for Ray's watcher, which takes seconds to start
+        time.sleep(0.5 if waits else 0.05)  # so that there is something left to do when the node is lost
         drawn = zip(draws.index.tolist(), batch["mu"][:, 0, 0, 0, 0].tolist(), strict=True)
         with Path(self.seen, str(os.getpid())).open("a") as file:
             file.writelines(json.dumps([draws.epoch, *draw]) + "\n" for draw in drawn)
@@ -87,8 +89,8 @@ def main(folder, kind):
     lost = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
     ray.init(address=nodes.address, log_to_driver=False)
     cluster.quiet_data()
-    tracker = Loser()
-    tracker.first = f"{folder}/first"
+    tracker, first = Loser(), f"{folder}/first" if kind == "warned" else ""
+    tracker.first = first
     tracker.lose = lambda: nodes.remove_node(lost)
     if kind == "warned":
         tracker.lose, tracker.lose_when_saved = lambda: warn(nodes.address, lost.node_id), tracker.lose
@@ -97,7 +99,7 @@ def main(folder, kind):
     model = DiT3DConfig(in_channels=2, input_size=(4, 4, 4), patch_size=(2, 2, 2), hidden_size=24, depth=1, num_heads=2)
     try:
         fit(
-            Witness(model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen)),
+            Witness(model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen), first=first),
             open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, "kept"),
             folder=folder,
             name="run",
