@@ -94,6 +94,7 @@ def test_gpus_that_nothing_holds_up_take_what_their_work_takes():
     [
         ({"call_s": 10.0}, "driver", 2 * 1000 * 10),  # two calls a batch
         ({"write_s": 2.5}, "writers", 64_000 * 2.5 / 8),
+        ({"put_s": 20.0}, "writers", 64_000 * 2 * 20 / 16 / 8),
         ({"puts_per_s": 10.0}, "storage requests", 64_000 * 2 / 10),
         ({"link_bytes_per_s": 2e6}, "network", 64_000 * 1e6 / 2e6),
         ({"commit_s": 1000.0}, "commits", 64_000 / 512 * 1000 / 4),

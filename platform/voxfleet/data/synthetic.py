@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ MANIFEST, REJECTED = "manifest.parquet", "rejected.parquet"
 LATENTS, FIGURES, SUMMARY = "latents", "figures", "summary.json"
 RELEASE = "release.json"  # what evaluate says of the set
 SCRATCH = ".voxfleet/unfinished"
+PUTS_AT_ONCE = 16  # samples that a writer judges and writes at once, where they go to a bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +90,14 @@ class Writer:
             volumes: (B, W, H, D), the axes of each in reverse, as NIfTI stores it; None where latents are all.
         """
         how = {name: value for name, value in made.items() if name != "checks"}
-        return [
-            {**how, **self._row(sample, checks, None if volumes is None else volumes[place].T)}
-            for place, (sample, checks) in enumerate(zip(batch, made["checks"], strict=True))
-        ]
+        each = itertools.repeat(None, len(batch)) if volumes is None else (volume.T for volume in volumes)
+        asked = (batch, made["checks"], each)
+        if volumes is None or self.folder is None or storage.is_local(self.folder):
+            rows = list(map(self._row, *asked))
+        else:  # a bucket answers each request after a while, but many at once
+            with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
+                rows = list(pool.map(self._row, *asked))
+        return [{**how, **row} for row in rows]
 
     def _row(self, sample: Sample, checks: dict[str, float], volume: np.ndarray | None) -> dict[str, Any]:
         if volume is not None:

@@ -32,6 +32,7 @@ class Campaign:
         writers_per_gpu: CPU cores that write, over GPUs.
         puts: requests for a sample: its image, and what stands beside it.
         put_s: how long a writer waits for one.
+        puts_at_once: samples for whose requests it waits at the same time.
         puts_per_s: that the storage takes.
         shard: samples that are committed together.
         commits: at once.
@@ -49,6 +50,7 @@ class Campaign:
     writers_per_gpu: float = 4.0
     puts: int = 2
     put_s: float = 0.03
+    puts_at_once: int = 16
     puts_per_s: float = 3500.0
     shard: int = 512
     commits: int = 4
@@ -132,7 +134,8 @@ class _Run:
 
     def _write(self) -> None:
         plan = self.plan
-        self.writers.do(plan.batch * (plan.write_s + plan.puts * plan.put_s), self._stored)
+        waits_s = plan.puts * plan.put_s / plan.puts_at_once
+        self.writers.do(plan.batch * max(plan.write_s, waits_s), self._stored)
 
     def _stored(self) -> None:
         plan = self.plan
