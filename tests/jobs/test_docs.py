@@ -36,6 +36,7 @@ SMALLER = {  # than the configurations of the pages, beside what makes the demo 
     "tune": ["--search.trials", "1", "--search.max_samples", "12", "--resources.gpus_per_worker", "0"],
     "generate": ["--campaign.mixture", "null", "--decode_batch_size", "2", *ONE_WORKER],
     "latents": ["--umap", "false"],
+    "scale": ["--calls", "40", "--commits", "3", "--gpus", "[1,4]", "--training.steps", "500"],
 }
 
 
@@ -87,7 +88,7 @@ def test_keys_that_a_page_names_are_keys_of_a_job(page):
 
 
 def test_there_are_commands_on_every_page_that_tells_what_to_do():
-    assert {"data", "training", "search", "generation", "evaluation", "from-scripts"} == set(TO_RUN)
+    assert {"data", "training", "search", "generation", "evaluation", "from-scripts", "scaling"} == set(TO_RUN)
 
 
 class Reader:
