@@ -193,7 +193,12 @@ def guarded(work: Callable[[], None]) -> int:
     except VoxfleetError as error:
         return _fail(str(error), error.exit_code)
     except Exception:
-        traceback.print_exc()
+        from voxfleet.engine import console
+
+        if console.is_structured():
+            console.say("a bug", level="error", traceback=traceback.format_exc())
+        else:
+            traceback.print_exc()
         return _fail(f"this is a bug of voxfleet {__version__}: please report it with the lines above", 1)
     return 0
 

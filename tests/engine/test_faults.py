@@ -22,10 +22,11 @@ LOSE_NODE = Path(__file__).parent / "lose_node.py"
 ROWS, EPOCHS, BATCH = 31, 4, 7
 
 
-def drive(script, *arguments):
+def drive(script, *arguments, said=os.devnull):
     """Run the script; returns its exit code. What a killed driver leaves running is ended here."""
-    process = subprocess.Popen([sys.executable, script, *arguments], start_new_session=True)
-    code = process.wait(timeout=400)
+    with open(said, "w") as errors:
+        process = subprocess.Popen([sys.executable, script, *arguments], stderr=errors, start_new_session=True)
+        code = process.wait(timeout=400)
     left = [other for other in psutil.process_iter() if _session(other.pid) == process.pid]
     for other in left:
         other.kill()
@@ -81,10 +82,11 @@ def test_killed_equals_uninterrupted(outcome, tmp_path, s3):
 def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path, kind):
     """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint."""
     data, manifest = latents(rows=ROWS)
-    assert drive(LOSE_NODE, str(tmp_path), kind) == 0
+    assert drive(LOSE_NODE, str(tmp_path), kind, said=tmp_path / "said") == 0
     if kind == "warned":
         warned = int(re.search(r"step-(\d+)", (tmp_path / "first").read_text())[1])
         assert 12 <= warned < 60
+        assert f"going on from step {warned}\n" in (tmp_path / "said").read_text()
     lines = [line for path in (tmp_path / "seen").iterdir() for line in path.read_text().splitlines()]
     got = defaultdict(set)
     for epoch, place, value in map(json.loads, lines):

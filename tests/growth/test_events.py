@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from voxfleet.errors import UserError
 from voxfleet.growth import campaign, training
 from voxfleet.growth.campaign import Campaign
 from voxfleet.growth.events import Clock, Server
@@ -14,7 +15,7 @@ from voxfleet.growth.training import Training
 
 COSTS = Overheads(call_s=1e-6, task_s=0.0, message_s=1e-3, commit_s=1e-6, row_s=0.0, bytes_per_s=math.inf)
 CAMPAIGN = Campaign(
-    samples=64_000,
+    total=64_000,
     batch=64,
     draw_s=10.0,
     jitter=0.0,
@@ -153,3 +154,10 @@ def test_lost_nodes_cost_their_steps_since_the_last_checkpoint_and_the_start():
     assert outcome.seconds - outcome.lost * 60 == pytest.approx(expected, rel=0.02)
     assert outcome.shares["compute"] == pytest.approx(100_000 / outcome.seconds, rel=0.02)
     assert sum(outcome.shares.values()) == pytest.approx(1)
+
+
+def test_a_training_that_would_never_end_is_refused():
+    with pytest.raises(UserError, match=r"lost every 10 s.*every 100 s: the training would never end"):
+        trained(step_s=1.0, node_lives_s=10.0)
+    with pytest.raises(ValueError, match="overlap is 2"):
+        trained(overlap=2)

@@ -13,7 +13,7 @@ def test_overheads_are_measured_and_many_gpus_simulated(ray_session, tmp_path, c
         "3",
         "--gpus",
         "[1,4]",
-        "--campaign.samples",
+        "--campaign.total",
         "20000",
         "--training.steps",
         "500",
@@ -32,6 +32,8 @@ def test_overheads_are_measured_and_many_gpus_simulated(ray_session, tmp_path, c
     again = capsys.readouterr()
     assert again.out == table
     assert "is complete, nothing to do" in again.err
+    assert main(["scale", "--output", str(tmp_path / "out"), *tiny, "--campaign.total", "5000"]) == 2
+    assert "was begun with campaign.total = 20000" in capsys.readouterr().err
 
 
 def test_sizes_that_are_none_are_refused(fails, tmp_path):

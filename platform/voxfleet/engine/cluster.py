@@ -26,6 +26,7 @@ from voxfleet.errors import UserError, VoxfleetError
 
 _AUTOSCALED = "ray.io/node-group"  # a label that Ray's autoscaler gives its nodes
 _KINDS_SHOWN = 3
+_sessions = 0  # one within the other
 _REACH_S = 5.0
 
 
@@ -38,9 +39,22 @@ def session(config: ResourcesConfig) -> Iterator[None]:
     Raises:
         UserError: if the named cluster cannot be reached.
     """
-    if ray.is_initialized():
-        yield
-        return
+    global _sessions
+    _sessions += 1
+    try:
+        with contextlib.nullcontext() if ray.is_initialized() else _joined(config):
+            yield
+    finally:
+        _sessions -= 1
+
+
+def ends_with_job() -> bool:
+    """Whether the connection to Ray, and with it all that is held, ends with the job that runs."""
+    return _sessions == 1
+
+
+@contextlib.contextmanager
+def _joined(config: ResourcesConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(address)
     try:

@@ -125,7 +125,9 @@ def _measure(
     config: EvaluateConfig, measuring: Measuring, sets: dict[str, VolumeSet], gpus: float
 ) -> dict[str, Measured]:
     """What is found of each volume, by set; pieces that an earlier run measured are kept."""
-    pieces = {name: units(volumes, measuring.networks) for name, volumes in sets.items()}
+    pieces = {
+        name: units(volumes, measuring.networks, measuring.label_maps.get(name)) for name, volumes in sets.items()
+    }
     # sets with the same content, under two names, are measured once
     work = {unit: (name, volumes) for name, of_set in pieces.items() for unit, volumes in of_set.items()}
     total = sum(len(volumes) for _, volumes in work.values())

@@ -3,6 +3,7 @@
 Letters: n volumes, D/H/W voxels, P planes, S slices of a plane, F features.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,10 @@ def slice_positions(shape: Sequence[int], volumes: int, wanted: int | None) -> t
     )
 
 
-def units(volumes: VolumeSet, networks: str) -> dict[str, list[int]]:
-    """The pieces of work: a few volumes each, named by the content of the set and of the ``networks``."""
+def units(volumes: VolumeSet, networks: str, maps: Mapping[str, str] | None = None) -> dict[str, list[int]]:
+    """The pieces of work: a few volumes each, named by the content of the set, the ``networks`` and the label maps."""
+    if maps is not None:
+        networks += f"-{hashlib.sha256(repr(sorted(maps.items())).encode()).hexdigest()[:8]}"
     return {
         f"{volumes.digest}-{networks}-{start:07d}": list(range(start, min(start + AT_ONCE, len(volumes))))
         for start in range(0, len(volumes), AT_ONCE)

@@ -136,6 +136,11 @@ class _Pool:
         actor = min((actor for actor in self.actors if actor.up), key=lambda actor: actor.calls, default=None)
         return actor if actor and actor.calls < _CALLS else None
 
+    @property
+    def busy(self) -> float:
+        """The share of the actors that have something to do."""
+        return sum(actor.calls > 0 for actor in self.actors) / max(len(self.actors), 1)
+
     def check(self, wait_s: float) -> None:
         """Make sure that some actor is up, or was a moment ago.
 
@@ -155,16 +160,17 @@ class _Usage:
     """Shows, every few seconds, how many batches wait for a stage, and how busy its workers were since."""
 
     def __init__(self) -> None:
-        self._shown_at, self._wall_s = time.monotonic(), 0.0
+        self._shown_at = self._looked_at = time.monotonic()
+        self._busy_s = 0.0  # of a worker on average, since the last value
 
-    def show(self, waiting: int, wall_s: float, pool: _Pool) -> None:
-        """``wall_s`` are the seconds of all calls that have ended."""
+    def look(self, waiting: int, pool: _Pool) -> None:
+        """Count who is at work now for the time since the last look."""
         now = time.monotonic()
-        if (passed := now - self._shown_at) < _SHOW_S:
-            return
-        busy = (wall_s - self._wall_s) / passed / max(len(pool.actors), 1)
-        metrics.show(pool.stage.name, queue_length=waiting, busy_share=min(busy, 1.0))
-        self._shown_at, self._wall_s = now, wall_s
+        self._busy_s += (now - self._looked_at) * pool.busy
+        self._looked_at = now
+        if (passed := now - self._shown_at) >= _SHOW_S:
+            metrics.show(pool.stage.name, queue_length=waiting, busy_share=self._busy_s / max(passed, 1e-9))
+            self._shown_at, self._busy_s = now, 0.0
 
 
 class Pipeline:
@@ -190,6 +196,7 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         for pool in self._pools:
+            metrics.show(pool.stage.name, queue_length=0, busy_share=0)
             for actor in pool.actors:
                 with contextlib.suppress(RayActorError):
                     ray.kill(actor.handle)
@@ -220,7 +227,7 @@ class Pipeline:
                     yield parcel
             for number, pool in enumerate(self._pools):
                 pool.check(self._wait_s)
-                self._usage[number].show(len(self._waiting[number]), self.spent[pool.stage.name].wall_s, pool)
+                self._usage[number].look(len(self._waiting[number]), pool)
 
     def _start(self, source: Callable[[], Any | None]) -> None:
         """Give work to whoever is free, the last stage first."""

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from voxfleet import storage
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine import metrics
-from voxfleet.engine.cluster import actors, gpus_per_worker, kill_actors, lacking, ray_errors
+from voxfleet.engine.cluster import actors, ends_with_job, gpus_per_worker, kill_actors, lacking, ray_errors
 from voxfleet.engine.console import Progress, say
 from voxfleet.engine.ingest import Split
 from voxfleet.engine.mailbox import Mailbox
@@ -179,7 +179,7 @@ def _trainer(job: Fit, folder: str, name: str, resources: ResourcesConfig, gpus:
             logging_config=LoggingConfig("CRITICAL"),
         ),
     )
-    trainer.one_of_many = job.validation.rungs is not None
+    trainer.one_of_many = job.validation.rungs is not None or not ends_with_job()
     return trainer
 
 
@@ -247,8 +247,8 @@ class _Watch:
             elif "saved" in message:
                 self._saved(message["saved"])
             elif "warned" in message:
-                where = f"a checkpoint of step {message['warned']} is written"
-                say(f"{self._progress.stage}: the cluster is about to take a node away; {where}")
+                what = f"step {message['warned']} is being written to a checkpoint"
+                say(f"{self._progress.stage}: the cluster is about to take a node away; {what}")
             elif "trained_s" in message:
                 self.seconds |= message
             elif "first_step_s" in message:

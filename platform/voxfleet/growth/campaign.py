@@ -20,7 +20,7 @@ class Campaign:
     measured on one, with 50 steps; checks and compression on a core of an EPYC. Network and storage are assumed.
 
     Args:
-        samples: to make.
+        total: samples to make.
         batch: samples that a worker makes at once.
         draw_s: seconds of a GPU for a batch, with decoding.
         jitter: standard deviation of the logarithm of that time.
@@ -32,13 +32,13 @@ class Campaign:
         writers_per_gpu: CPU cores that write, over GPUs.
         puts: requests for a sample: its image, and what stands beside it.
         put_s: how long a writer waits for one.
-        puts_at_once: samples for whose requests it waits at the same time.
+        puts_at_once: requests for which it waits at the same time.
         puts_per_s: that the storage takes.
         shard: samples that are committed together.
         commits: at once.
     """
 
-    samples: int = 1_000_000
+    total: int = 1_000_000
     batch: int = 256
     draw_s: float = 1.57
     jitter: float = 0.05
@@ -93,18 +93,18 @@ class _Run:
         self.driver, self.storage = Server(self.clock, 1), Server(self.clock, 1)
         self.writers = Server(self.clock, max(1, round(plan.writers_per_gpu * gpus)))
         self.commits = Server(self.clock, plan.commits)
-        self.left, self.uncommitted = math.ceil(plan.samples / plan.batch), 0
+        self.left, self.uncommitted = math.ceil(plan.total / plan.batch), 0
         self.asking: list[int] = []  # workers that could take a batch, were there no row before the writers
         self.chance = np.random.default_rng(seed)
 
     def outcome(self) -> Outcome:
         plan = self.plan
-        gpus, last_s = len(self.gpus), plan.samples * self.costs.row_s
+        gpus, last_s = len(self.gpus), plan.total * self.costs.row_s
         for number in range(gpus):
             for _ in range(CALLS):
                 self.clock.after(plan.start_s, functools.partial(self._give, number))
         seconds = self.clock.run() + last_s
-        alone = plan.samples / plan.batch * plan.draw_s / gpus
+        alone = plan.total / plan.batch * plan.draw_s / gpus
         busy = {
             "GPUs": sum(gpu.busy_s for gpu in self.gpus) / gpus / seconds,
             "network": max(link.share(seconds) for link in self.links),

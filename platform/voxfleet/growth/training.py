@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voxfleet.errors import UserError
 from voxfleet.growth.overheads import Overheads, check_numbers
 
 _CHUNK = 1 << 20  # step times drawn at once
+_MOST_LIVES = 4  # of the nodes together, that an interval between checkpoints may take
 _STEPS = ("compute", "slowest worker", "all-reduce", "data")
 
 
@@ -66,6 +68,8 @@ class Training:
             "restart_s",
         )
         check_numbers(self, zero)
+        if self.overlap > 1:
+            raise ValueError(f"overlap is {self.overlap}; it is a share, at most 1")
 
     def reduce_s(self, gpus: int) -> float:
         """Seconds that a step waits for an all-reduce in a ring of n: 2 (n - 1) messages of an n-th of the gradient."""
@@ -102,7 +106,11 @@ class Outcome:
 
 
 def simulate(plan: Training, costs: Overheads, gpus: int, seed: int = 0) -> Outcome:
-    """Let a training run on so many ``gpus``."""
+    """Let a training run on so many ``gpus``.
+
+    Raises:
+        UserError: if nodes are lost so often that it would not end.
+    """
     return _Run(plan, costs, gpus, seed).outcome()
 
 
@@ -114,6 +122,7 @@ class _Run:
 
     def outcome(self) -> Outcome:
         plan, spent = self.plan, self.spent
+        self._check_ends()
         now, done, lost = 0.0, 0, 0
         saved = [0.0]  # when the checkpoint after each interval is written
         fails = self._next_failure(now)
@@ -137,11 +146,23 @@ class _Run:
         shares = {name: seconds / now for name, seconds in spent.items()}
         return Outcome(now, plan.steps * plan.step_s / now, shares, messages_s / now, lost)
 
-    def _next_failure(self, now: float) -> float:
+    def _check_ends(self) -> None:
+        """An interval is done again until no node is lost in it: e^(interval / life) times."""
         plan = self.plan
-        if math.isinf(plan.node_lives_s):
-            return math.inf
-        return now + self.chance.exponential(plan.node_lives_s / math.ceil(self.gpus / plan.gpus_per_node))
+        interval_s = min(plan.checkpoint_every, plan.steps) * (plan.step_s + plan.reduce_s(self.gpus))
+        if interval_s > _MOST_LIVES * self._life_s:
+            raise UserError(
+                f"on {self.gpus} GPUs a node is lost every {self._life_s:.0f} s, and a checkpoint is written every "
+                f"{interval_s:.0f} s: the training would never end; lower training.checkpoint_every"
+            )
+
+    @property
+    def _life_s(self) -> float:
+        """The mean time until any node is lost."""
+        return self.plan.node_lives_s / math.ceil(self.gpus / self.plan.gpus_per_node)
+
+    def _next_failure(self, now: float) -> float:
+        return math.inf if math.isinf(self._life_s) else now + self.chance.exponential(self._life_s)
 
     def _interval(self, steps: int) -> dict[str, float]:
         """What the steps up to a checkpoint take; data are read while the step before computes."""
