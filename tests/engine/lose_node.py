@@ -15,6 +15,7 @@ from pathlib import Path
 from voxfleet.engine import cluster  # sets what Ray reads when it is imported
 
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # how long Ray Train waits for the node to come back
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # off where the session of the tests has set it
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
 
 import ray
