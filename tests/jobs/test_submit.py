@@ -32,7 +32,7 @@ from voxfleet.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
-_WITHIN_S = 120
+_WITHIN_S = 300
 
 
 def python_without_the_package(folder):
@@ -251,7 +251,7 @@ def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_argument
         )
         wait_until(lambda: "are read once and kept" in (tmp_path / "log").read_text(), process, tmp_path / "log")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=_WITHIN_S) == 130
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
     how = "`voxfleet logs long` shows it, `voxfleet stop long` stops it, `voxfleet jobs` lists all"
     assert last == f"voxfleet: long goes on; {how}"
@@ -264,7 +264,7 @@ def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_argument
     )
     wait_until(checkpoints.steps, looking, tmp_path / "log")
     assert head.run("stop", "long") == 0
-    _, errors = looking.communicate(timeout=60)
+    _, errors = looking.communicate(timeout=_WITHIN_S)
     assert looking.returncode == 130
     assert "long was stopped; the same submission goes on from where it was" in errors
     assert head.states()["long"] == "KILLED"
@@ -276,7 +276,7 @@ def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_argument
         process = subprocess.Popen(head.command(*long, "--id", "again"), stdout=log)
         wait_until(lambda: re.search(r"going on from step \d+ of 800", seen.read_text()), process, seen)
         assert head.run("stop", "again") == 0
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=_WITHIN_S) == 130
 
 
 def test_doctor_looks_from_a_worker(head, tmp_path, capfd):
