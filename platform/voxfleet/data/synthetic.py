@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,7 @@ MANIFEST, REJECTED = "manifest.parquet", "rejected.parquet"
 LATENTS, FIGURES, SUMMARY = "latents", "figures", "summary.json"
 RELEASE = "release.json"  # what evaluate says of the set
 SCRATCH = ".voxfleet/unfinished"
-PUTS_AT_ONCE = 16  # files that a writer sends to a bucket at the same time
-
-Puts = dict[str, Future[str]]  # columns of a row, hashes that are known when their file is written
+PUTS_AT_ONCE = 16  # samples that a writer judges and writes at once, where they go to a bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +90,16 @@ class Writer:
             volumes: (B, W, H, D), the axes of each in reverse, as NIfTI stores it; None where latents are all.
         """
         how = {name: value for name, value in made.items() if name != "checks"}
-        # a bucket answers each request after a while, but many at once; a disk is as fast as it is
-        hands = 1 if self.folder is None or storage.is_local(self.folder) else PUTS_AT_ONCE
-        with ThreadPoolExecutor(hands) as pool:
-            rows = [
-                self._row(sample, checks, None if volumes is None else volumes[place].T, pool)
-                for place, (sample, checks) in enumerate(zip(batch, made["checks"], strict=True))
-            ]
-            return [{**how, **row, **{key: put.result() for key, put in puts.items()}} for row, puts in rows]
+        each = itertools.repeat(None, len(batch)) if volumes is None else (volume.T for volume in volumes)
+        asked = (batch, made["checks"], each)
+        if volumes is None or self.folder is None or storage.is_local(self.folder):
+            rows = list(map(self._row, *asked))
+        else:  # a bucket answers each request after a while, but many at once
+            with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
+                rows = list(pool.map(self._row, *asked))
+        return [{**how, **row} for row in rows]
 
-    def _row(
-        self, sample: Sample, checks: dict[str, float], volume: np.ndarray | None, pool: ThreadPoolExecutor
-    ) -> tuple[dict[str, Any], Puts]:
-        """The row of a sample, and the columns of it that ``pool`` will know."""
+    def _row(self, sample: Sample, checks: dict[str, float], volume: np.ndarray | None) -> dict[str, Any]:
         if volume is not None:
             measured = volume_checks(volume, self.geometry["spacing_mm"])
             checks = {**measured, **checks, "finite": min(measured["finite"], checks["finite"])}
@@ -116,16 +112,13 @@ class Writer:
             "checks": checks,
             "reason": verdict(checks, self.allowed),
         }
-        if row["reason"] or volume is None:
-            return row, {}
-        columns, puts = self._write(sample, volume, pool)
-        return {**row, **columns}, puts
+        return row if row["reason"] or volume is None else {**row, **self._write(sample, volume)}
 
-    def _write(self, sample: Sample, volume: np.ndarray, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], Puts]:
+    def _write(self, sample: Sample, volume: np.ndarray) -> dict[str, Any]:
         data = nifti.encode(volume, self.affine, dtype=self.save.dtype, compress=self.save.compress)
         file = image_file(sample, self.save)
         if self.folder is None:
-            return {"file": file, "bytes": len(data)}, {}
+            return {"file": file, "bytes": len(data)}
         sidecar = {
             "Description": f"Synthetic T1-weighted volume of class {sample.class_name}; not an image of a person",
             "Class": sample.class_name,
@@ -134,11 +127,8 @@ class Writer:
         }
         write = functools.partial(storage.write_bytes, scratch=storage.join(self.folder, SCRATCH))
         contents = {"sidecar_sha256": (sidecar_file(file), bids.json_bytes(sidecar)), "sha256": (file, data)}
-        puts = {
-            key: pool.submit(write, storage.join(self.folder, name), content)
-            for key, (name, content) in contents.items()
-        }
-        return {"file": file, "bytes": len(data)}, puts
+        hashes = {key: write(storage.join(self.folder, name), content) for key, (name, content) in contents.items()}
+        return {"file": file, "bytes": len(data), **hashes}
 
     @property
     def arguments(self) -> tuple[Any, ...]:
