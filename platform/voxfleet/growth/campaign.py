@@ -32,7 +32,7 @@ class Campaign:
         writers_per_gpu: CPU cores that write, over GPUs.
         puts: requests for a sample: its image, and what stands beside it.
         put_s: how long a writer waits for one.
-        puts_at_once: requests for which it waits at the same time.
+        puts_at_once: samples for whose requests it waits at the same time.
         puts_per_s: that the storage takes.
         shard: samples that are committed together.
         commits: at once.
