@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import http.client
 import http.server
 import pickle
 import socket
@@ -11,6 +10,7 @@ import threading
 import pyarrow as pa
 import pytest
 from pyarrow import fs
+from s3_proxy import Proxy
 
 from voxfleet import storage
 from voxfleet.data.index import read_index
@@ -42,56 +42,10 @@ def connected_to(port):
     storage._remote.cache_clear()
 
 
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Passes requests on to the server, but for the first ``failures``, and those whose path holds ``refused``."""
-
-    protocol_version = "HTTP/1.1"
-    failures, status, code, behind, refused = 0, 503, "SlowDown", 0, None
-    requests = 0
-
-    def _answer(self):
-        type(self).requests += 1
-        body = self._body()
-        if self.requests <= self.failures or (self.refused and self.refused in self.path):
-            status, headers, answer = self.status, {}, f"<Error><Code>{self.code}</Code></Error>".encode()
-        else:
-            connection = http.client.HTTPConnection("127.0.0.1", self.behind)
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
-            connection.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
-            response = connection.getresponse()
-            status, headers, answer = response.status, dict(response.headers), response.read()
-        self.send_response(status)
-        for name in headers.keys() & {"ETag", "Content-Type", "Last-Modified", "Content-Range"}:
-            self.send_header(name, headers[name])
-        head = self.command == "HEAD"
-        self.send_header("Content-Length", headers.get("Content-Length", "0") if head else str(len(answer)))
-        self.end_headers()
-        self.wfile.write(b"" if head else answer)
-
-    def _body(self):
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer  # noqa: N815
-
-    def log_message(self, *_):
-        pass
-
-
 @contextlib.contextmanager
 def proxy(behind, **behaviour):
-    handler = type("Proxy", (Proxy,), {"behind": behind, **behaviour})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with connected_to(server.server_address[1]):
-            yield handler
-        server.shutdown()
+    with Proxy.listening(behind, **behaviour) as (handler, port), connected_to(port):
+        yield handler
 
 
 def test_files_are_written_found_read_and_removed(folder):

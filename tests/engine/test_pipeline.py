@@ -251,19 +251,29 @@ def arrive(pool):
 
 
 def test_a_worker_that_lost_a_call_gets_no_other_before_it_is_up_again(pool):
-    assert pool.free() is None
+    assert pool.free("") is None
     arrive(pool)
     for actor in pool.actors:
         actor.calls = 2
-    assert pool.free() is None
+    assert pool.free("") is None
     lost = pool.actors[1]
     pool.lost(lost)
-    assert pool.free() is None
+    assert pool.free("") is None
     arrive(pool)
-    assert pool.free() is lost
+    assert pool.free("") is lost
     pool.lost(lost)  # its second call
     arrive(pool)
     assert lost.calls == 0
+
+
+def test_data_stay_on_their_node_where_several_are_as_free(pool):
+    arrive(pool)
+    here, there = pool.actors
+    assert here.node == ray.get_runtime_context().get_node_id()
+    there.node = "another"
+    assert [pool.free(node) for node in (here.node, "another")] == [here, there]
+    there.calls = 1
+    assert pool.free("another") is here
 
 
 def test_a_worker_that_will_never_be_up_is_replaced_where_the_pool_grows(pool):

@@ -206,7 +206,8 @@ def test_the_commands_of_the_page_run(head, s3, demo, demo_arguments):
             words = [word.replace(there, ours) for word in words]
         program, *arguments = words
         if "doctor" not in arguments:
-            own = ["--output", f"page/{number}", "--package", f"page/{number}/model", "--resources.workers", "1"]
+            own = ["--output", f"page/{number}", "--package", f"page/{number}/model", "--name", f"page-{number}"]
+            own += ["--resources.workers", "1"]
             arguments += [*demo_arguments["train"][3:], *own]
         done = subprocess.run(
             [sys.executable, "-m", {"voxfleet": "voxfleet.cli", "ray": "ray.scripts.scripts"}[program], *arguments],

@@ -17,8 +17,9 @@ class Host:
         self._worker: Any = None
 
     @ray.method(max_task_retries=-1)
-    def up(self) -> None:
-        """Return when the process is there, or there again."""
+    def up(self) -> str:
+        """The node's id, when the process is there, or there again."""
+        return ray.get_runtime_context().get_node_id()
 
     def work(self, batch: Any, names: tuple[str, ...], *data: Any) -> Any:
         """What it took (``Spent.add``), and what was made: the data of these names, or else a result."""

@@ -139,8 +139,8 @@ def _read(index: Index, rows: np.ndarray, columns: tuple[str, ...]) -> Arrays:
 def stream(index: ray.ObjectRef, columns: tuple[str, ...], rows: np.ndarray, units: Sequence[int]) -> Generator[Arrays]:
     """``rows`` in blocks of ``units`` rows, read by Ray Data, one task a block, in order.
 
-    It runs one task at a time, in a part of the object store, so that several streams run side by side. The tasks
-    reserve no CPU: workers that hold all of them would wait for ever.
+    It runs one task at a time, on this node, so that data cross the network once, and in a part of the object store, so
+    that several streams run side by side. The tasks reserve no CPU: workers that hold all of them would wait for ever.
     """
     if not units:
         return
@@ -152,6 +152,7 @@ def stream(index: ray.ObjectRef, columns: tuple[str, ...], rows: np.ndarray, uni
         batch_size=None,
         batch_format="numpy",
         num_cpus=0,
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
         compute=ray.data.TaskPoolStrategy(_STREAM_TASKS),
     )
     options = dataset.context.execution_options

@@ -1,12 +1,14 @@
 """A chain of pools of actors through which batches flow, each stage at work while the others are.
 
-What a stage makes goes from its worker to that of the next through the object store, past the driver. All actors of a
-pool are started at once. None is waited for that cannot be had: a pool works with those that are up, and a batch whose
-worker dies is done again by another, from where it was. A stage rests while what it made waits: memory stays flat.
+What a stage makes goes from its worker to that of the next through the object store, past the driver: to one on the
+same node, where several are as free. All actors of a pool are started at once. None is waited for that cannot be had: a
+pool works with those that are up, and a batch whose worker dies is done again by another, from where it was. A stage
+rests while what it made waits: memory stays flat.
 """
 
 import collections
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from voxfleet.engine import metrics
 from voxfleet.engine.cluster import ray_errors
@@ -77,10 +80,11 @@ class Spent:
 
 @dataclass
 class Parcel:
-    """A batch on its way."""
+    """A batch on its way; its data lie on ``node``."""
 
     batch: Any
     data: dict[str, Any] = field(default_factory=dict)
+    node: str = ""
     stage: int = 0
     losses: int = 0
     result: Any = None
@@ -88,11 +92,12 @@ class Parcel:
 
 @dataclass(eq=False)
 class _Actor:
-    """An actor, the calls that it has not answered, and whether it is up."""
+    """An actor, the calls that it has not answered, whether it is up, and where."""
 
     handle: Any
     calls: int = 0
     up: bool = False
+    node: str = ""
 
 
 class _Pool:
@@ -107,10 +112,23 @@ class _Pool:
 
     def grow(self, workers: int) -> None:
         """Have this many actors."""
-        options = {"num_cpus": self.stage.cpus, "num_gpus": self.stage.gpus, "scheduling_strategy": "SPREAD"}
-        for _ in range(len(self.actors), workers):
-            self.actors.append(_Actor(Host.options(**options).remote(self.stage.kind, self.stage.arguments)))  # type: ignore[attr-defined]
+        # an actor that takes nothing at all would be anywhere, whatever is said: a byte it is
+        options = {"num_cpus": self.stage.cpus, "num_gpus": self.stage.gpus, "memory": 1}
+        for where in itertools.islice(self._places(), len(self.actors), workers):
+            host = Host.options(**options, scheduling_strategy=where)  # type: ignore[attr-defined]
+            self.actors.append(_Actor(host.remote(self.stage.kind, self.stage.arguments)))
             self._expect(self.actors[-1])
+
+    def _places(self) -> Iterator[str | NodeAffinitySchedulingStrategy]:
+        """Of each actor. Ray would put those without CPUs of their own on a head that is to have no work, too."""
+        cpus = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
+        if self.stage.cpus or not any(cpus.values()):
+            yield from itertools.repeat("SPREAD")
+        taken: collections.Counter[str] = collections.Counter()
+        while True:
+            node = max(cpus, key=lambda node: cpus[node] / (1 + taken[node]))
+            taken[node] += 1
+            yield NodeAffinitySchedulingStrategy(node, soft=True)
 
     def lost(self, actor: _Actor) -> None:
         """A call of this actor was lost: it gets no other before it is up again."""
@@ -126,14 +144,15 @@ class _Pool:
         """An actor is up, or will never be."""
         actor = self.expected.pop(ref)
         try:
-            ray.get(ref)
+            actor.node = ray.get(ref)
             actor.up = True
         except RayActorError:
             self.actors.remove(actor)
 
-    def free(self) -> _Actor | None:
-        """The actor with the fewest calls, if it takes one more."""
-        actor = min((actor for actor in self.actors if actor.up), key=lambda actor: actor.calls, default=None)
+    def free(self, node: str) -> _Actor | None:
+        """The actor with the fewest calls, if it takes one more: on this node, where there is one of those."""
+        up = (actor for actor in self.actors if actor.up)
+        actor = min(up, key=lambda actor: (actor.calls, actor.node != node), default=None)
         return actor if actor and actor.calls < _CALLS else None
 
     @property
@@ -236,7 +255,7 @@ class Pipeline:
             while True:
                 if number == 0 and not waiting and (batch := source()) is not None:
                     waiting.append(Parcel(batch))
-                actor = pool.free() if waiting and self._has_room(number) else None
+                actor = pool.free(waiting[0].node) if waiting and self._has_room(number) else None
                 if actor is None:
                     break
                 self._submit(waiting.popleft(), actor)
@@ -267,6 +286,7 @@ class Pipeline:
             return None
         actor.calls -= 1
         self.spent[pool.stage.name].add(wall_s, cpu_s, is_first)
+        parcel.node = actor.node
         parcel.data.update(zip(pool.stage.gives, given, strict=True))
         parcel.stage += 1
         later = {name for pool in self._pools[parcel.stage :] for name in pool.stage.takes} | set(self._keep)

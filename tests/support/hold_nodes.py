@@ -1,0 +1,44 @@
+"""Holds a Ray cluster of several nodes on this machine, for as long as its standard input is open: a script.
+
+Its argument is JSON: what the head, which is the drivers' node, and each other node has.
+
+Prints the cluster's address and where its token is, as JSON. For each line that it reads, it kills a node on which a
+process runs whose title matches the line, lets another node join, and prints a line.
+"""
+
+import json
+import os
+import re
+import sys
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from voxfleet.engine import cluster
+
+
+def busy(node, title):
+    """Whether a process of the node has a title like this."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return any(re.search(title, " ".join(child.cmdline())) for child in raylet.children(recursive=True))
+
+
+def main(head, *others):
+    cluster._private_token()
+    nodes = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+    others = [nodes.add_node(**node) for node in others]
+    where = {"address": nodes.address, "token": os.environ["RAY_AUTH_TOKEN_PATH"]}
+    where["nodes"] = [nodes.head_node.node_id, *(node.node_id for node in others)]
+    sys.stdout.write(json.dumps(where) + "\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        lost = next((node for node in others if busy(node, line.strip())), others[0])
+        nodes.remove_node(lost, allow_graceful=False)
+        others = [*(node for node in others if node is not lost), nodes.add_node(num_cpus=1)]
+        sys.stdout.write("lost\n")
+        sys.stdout.flush()
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(*json.loads(sys.argv[1]))
