@@ -1,12 +1,13 @@
 # make demo   the whole path, from a simulated cohort to synthetic volumes (about 11 minutes on two cores, and installation)
 # make test   the default tests;  make test-slow  the long ones;  make test-all  both;  make lint  style and types
+# make fuzz   spoils configurations and files, ten minutes a kind
 # Each installs what it needs into .venv first, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-all lint clean-demo
+.PHONY: demo test test-slow test-all fuzz lint clean-demo
 
 demo: .venv/demo-installed
 	$(BIN)/python jobs/demo.py
@@ -19,6 +20,9 @@ test-slow: .venv/dev-installed
 
 test-all: .venv/dev-installed
 	$(BIN)/pytest -m 'not matrix'
+
+fuzz: .venv/dev-installed
+	VOXFLEET_FUZZ_MINUTES=10 $(BIN)/pytest tests/test_fuzz.py
 
 lint: .venv/dev-installed
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import safetensors.torch
@@ -22,6 +22,7 @@ from voxfleet.diffusion.guidance import guided
 from voxfleet.diffusion.noise import sampling_noise
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import SamplerConfig, sample, sampler_table
+from voxfleet.documents import check_document, check_geometry
 from voxfleet.errors import UserError
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.classifier import Classifier, ClassifierConfig, build_classifier
@@ -39,6 +40,17 @@ from voxfleet.models.vae import AutoencoderConfig, build_autoencoder, decode, en
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 M = TypeVar("M", bound=nn.Module)
+_KEYS: dict[str, dict[str, Any]] = {  # that use of a package needs, by its kind
+    "model": {
+        **{"diffusion": dict[str, Any], "mean": list[float], "std": list[float], "classes": list[str]},
+        **{"limits": dict[str, list[float]], "autoencoder": str | None},
+    },
+    "autoencoder": {"shape": list[int]},
+    "classifier": {"classes": list[str], "shape": list[int], "region": list[list[int]]},
+    "segmenter": {},
+}
+for _keys in _KEYS.values():
+    _keys |= {"architecture": dict[str, Any], "fingerprint": str, "geometry": dict[str, Any]}
 
 
 def fingerprint(weights: bytes, architecture: Mapping[str, Any]) -> str:
@@ -86,7 +98,28 @@ def read_package_config(folder: str, kind: str) -> dict[str, Any]:
         raise UserError(f"{folder} is not a package of kind {kind}; give the folder of a {kind} package")
     if document.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{folder} has another format version than {FORMAT_VERSION}; train again, or use its release")
+    uri, remedy = storage.join(folder, CONFIG), "copy or make the package again"
+    check_document(document, _KEYS[kind], uri, remedy)
+    check_geometry(document["geometry"], uri, remedy, may_lack=kind == "model")
+    if kind == "model":
+        _diffusion(document, folder)
     return document
+
+
+def _diffusion(document: dict[str, Any], folder: str) -> DiffusionConfig:
+    """The process of a model package.
+
+    Raises:
+        UserError: if there is no such.
+    """
+    keys, hints, where = document["diffusion"], get_type_hints(DiffusionConfig), f"{folder}/{CONFIG}: diffusion"
+    if unknown := sorted(set(keys) - set(hints)):
+        raise UserError(f"{where} has a key that is not known, {unknown[0]!r}; copy or make the package again")
+    check_document(keys, {key: hints[key] for key in keys}, where, "copy or make the package again")
+    try:
+        return DiffusionConfig(**keys)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 def _read_model(folder: str, kind: str, build: Callable[[dict[str, Any]], M]) -> tuple[dict[str, Any], M]:
@@ -290,13 +323,16 @@ def load_model(
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
     document, model = _read_model(folder, "model", lambda keys: DiT3D(DiT3DConfig(**keys)))
+    fitting = len(document["mean"]) == len(document["std"]) == model.config.in_channels
+    if not fitting or len(document["classes"]) != model.config.num_classes:
+        raise UserError(f"{folder}: mean, std or classes do not fit the architecture; copy or make the package again")
     precision = resolve_precision(precision, torch.device(device))
     for_inference(model, precision).to(device)
     return ModelBundle(
         model=model,
         network=MODES[mode](model),
         precision=precision,
-        process=Process(DiffusionConfig(**document["diffusion"])),
+        process=Process(_diffusion(document, folder)),
         mean=tuple(document["mean"]),
         std=tuple(document["std"]),
         geometry=document["geometry"],

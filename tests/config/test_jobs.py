@@ -1,10 +1,14 @@
 """What configurations refuse and warn of, across the parts that they are made of."""
 
+import re
+
 import pytest
 
+from voxfleet.cli import parse
 from voxfleet.config.jobs import TrainConfig, TrainVaeConfig
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.diffusion.process import DiffusionConfig
+from voxfleet.errors import UserError
 from voxfleet.models import DiT3DConfig
 from voxfleet.train.step import TrainerConfig
 
@@ -55,3 +59,17 @@ def test_resources_that_cannot_be_are_refused(values, message):
 def test_an_autoencoder_is_not_compiled():
     with pytest.raises(ValueError, match=r"trainer.compile is true; .* set it to false"):
         TrainVaeConfig(name="a", output="runs", data="volumes", trainer=TrainerConfig(compile=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainer:", "config key trainer has no value"),
+        ("model: {window_size: [2, 2, 2]}\nloading: []", "config key loading is []; it is a group"),
+        ("optim: {betas: }", "config key optim.betas has no value"),
+    ],
+)
+def test_keys_without_a_value_are_named(tmp_path, text, words):
+    (tmp_path / "c.yaml").write_text(f"name: a\noutput: runs\ndata: latents\n{text}\n")
+    with pytest.raises(UserError, match=re.escape(words)):
+        parse("train", ["--config", str(tmp_path / "c.yaml")])

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import itertools
 import re
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -24,6 +24,7 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         namespace = parser.parse_args(arguments)
     except (argparse.ArgumentError, UnicodeDecodeError) as error:
         raise UserError(explain(parser, job, arguments, getattr(error, "message", str(error)))) from error
+    _check_values(cls, namespace)
     try:
         values = parser.instantiate(namespace)
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
@@ -44,6 +45,18 @@ def read_config(cls: type, job: str, document: dict[str, Any]) -> Any:
     except (argparse.ArgumentError, ValueError, TypeError, KeyError) as error:
         message = " ".join(str(getattr(error, "message", error)).split())
         raise UserError(f"the configuration of {job} is not one of this version ({message}); use its own") from error
+
+
+def _check_values(cls: type, namespace: Namespace, prefix: str = "") -> None:
+    """Refuse what jsonargparse lets pass: tuples and groups that are null, and groups that are empty lists."""
+    for name, kind in get_type_hints(cls).items():
+        value = namespace.get(name, ...)
+        if value is None and type(None) not in get_args(kind):
+            raise UserError(f"config key {prefix}{name} has no value, which it needs; give one, or remove the line")
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and value is not ...:
+            if not isinstance(value, Namespace):
+                raise UserError(f"config key {prefix}{name} is {value!r}; it is a group: give its keys")
+            _check_values(kind, value, f"{prefix}{name}.")
 
 
 def _with_flags(cls: type, arguments: list[str]) -> list[str]:

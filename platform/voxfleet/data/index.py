@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from voxfleet import storage
-from voxfleet.data.shards import SPLITS, Manifest, tensors
+from voxfleet.data.shards import DAMAGE, SPLITS, Manifest, tensors
 from voxfleet.errors import UserError
 
 _THREADS = 16
@@ -115,7 +116,19 @@ def _read_small(manifest: Manifest, columns: Sequence[str], file: File, rows: in
         if footer.num_rows != rows:
             raise UserError(f"{uri} has {footer.num_rows} rows, the manifest says {rows}; make it again")
         table = _read(file, lambda parquet: parquet.read(columns=list(_SMALL)))
+        _check_small(uri, table, len(manifest.classes))
     return table, [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
+def _check_small(uri: str, table: pa.Table, classes: int) -> None:
+    table.validate(full=True)
+    for name in _SMALL:
+        wanted = pa.types.is_integer if name == "label" else pa.types.is_string
+        if not wanted(table[name].type) or table[name].null_count:
+            raise UserError(f"{uri}: column {name} holds something else than a {name} in each row; make it again")
+    label = pc.min_max(table["label"]).as_py()
+    if table.num_rows and not 0 <= label["min"] <= label["max"] < classes:
+        raise UserError(f"{uri} has labels {label['min']} to {label['max']} of {classes} classes; make it again")
 
 
 def _tensor_columns(schema: pa.Schema) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -152,7 +165,7 @@ def _footer(uri: str, sha256: str) -> pq.FileMetaData:
 def _damage(uri: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (*DAMAGE, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{uri} is missing or damaged ({reason}); delete its folder and make it again") from error
 

@@ -24,6 +24,7 @@ _NOT_NIFTI: tuple[type[Exception], ...] = (  # type: ignore[assignment]  # isal'
     OSError,
     EOFError,
     ValueError,
+    OverflowError,
     IsalError,
     ImageFileError,
     HeaderDataError,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from voxfleet import storage
 from voxfleet.data import nifti
@@ -95,13 +96,18 @@ def _of_shards(folder: str) -> VolumeSet:
 
 
 def _of_images(folder: str) -> VolumeSet:
-    table = read_shard(storage.join(folder, IMAGES))
-    columns = [name for name in ("sample_id", "subject_id", "class", "file", "sha256") if name in table.column_names]
-    listed = table.select(columns).to_pylist()
-    if not listed or not all(row["file"] for row in listed):
+    uri = storage.join(folder, IMAGES)
+    table = read_shard(uri)
+    if not table.num_rows or ("file" in table.column_names and not all(table["file"].to_pylist())):
         raise UserError(f"{folder} lists no images; decode its latents first, or generate with --save.volumes true")
+    name = "sample_id" if "sample_id" in table.column_names else "subject_id"
+    for column in (name, "class", "file", "sha256"):
+        values = table[column] if column in table.column_names else pa.nulls(1)
+        if values.null_count or not pa.types.is_string(values.type):
+            raise UserError(f"{uri} has no {column} in each row; make the set again with the job that wrote it")
+    listed = table.select([name, "class", "file", "sha256"]).to_pylist()
     classes = tuple(dict.fromkeys(row["class"] for row in listed))
-    names = [row.get("sample_id") or row["subject_id"] for row in listed]
+    names = [row[name] for row in listed]
     return VolumeSet(
         folder=folder,
         digest=hashlib.sha256("".join(row["sha256"] for row in listed).encode()).hexdigest()[:16],

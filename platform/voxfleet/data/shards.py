@@ -12,19 +12,21 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxfleet import storage
+from voxfleet.documents import check_document, check_geometry
 from voxfleet.errors import UserError
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 ROW_GROUP_BYTES = 512 << 10
+DAMAGE = (pa.ArrowException, UnicodeDecodeError)  # what a damaged file raises in pyarrow
 
 
 def shard_name(index: int) -> str:
@@ -67,15 +69,31 @@ def read_shard(uri: str, columns: list[str] | None = None) -> pa.Table:
         UserError: if it is missing or damaged.
     """
     try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
+        table.validate(full=True)
+        return table
+    except (*DAMAGE, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{uri} is damaged ({reason}); delete its folder and make it again") from error
 
 
 def tensors(table: pa.Table, name: str) -> np.ndarray:
-    """Tensor column ``name`` of ``table`` as an array (rows, *shape)."""
+    """Tensor column ``name`` of ``table`` as an array (rows, *shape).
+
+    Raises:
+        UserError: if it has no such column.
+    """
+    if name not in table.column_names or not isinstance(table[name].type, pa.FixedShapeTensorType):
+        raise UserError(f"a shard has no tensors {name}, but {', '.join(table.column_names)}; make its folder again")
     return table[name].combine_chunks().to_numpy_ndarray()
+
+
+class Shard(TypedDict):
+    """What a manifest says of a shard."""
+
+    file: str
+    rows: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +177,12 @@ def read_manifest(folder: str, kind: str) -> Manifest:
         raise UserError(f"{uri} does not describe {kind}; give the folder of {kind}")
     if document.pop("format_version", None) != FORMAT_VERSION:
         raise UserError(f"{uri} has another format version than {FORMAT_VERSION}; make the shards again")
-    fields = {field.name for field in dataclasses.fields(Manifest)}
-    if set(document) != fields:
-        wrong = ", ".join(sorted(set(document) ^ fields))
-        raise UserError(f"{uri} has missing or unknown keys ({wrong}); make the shards again")
+    kinds, remedy = {**get_type_hints(Manifest), "shards": list[Shard]}, "make the shards again"
+    if unknown := sorted(set(document) - set(kinds)):
+        raise UserError(f"{uri} has a key that is not known, {unknown[0]!r}; {remedy}")
+    check_document(document, kinds, uri, remedy)
+    check_geometry(document["geometry"], uri, remedy, may_lack=kind == "latents")
+    classes, shape, mean, std = (document[key] for key in ("classes", "shape", "mean", "std"))
+    if not (classes and len(set(classes)) == len(classes) and shape and min(shape) > 0 and len(mean) == len(std) > 0):
+        raise UserError(f"{uri}: its classes, shape, mean and std do not fit together; {remedy}")
     return Manifest(**{**document, "shape": tuple(document["shape"]), "classes": tuple(document["classes"])})
