@@ -15,7 +15,7 @@ from voxfleet.cli import main
 from voxfleet.data.shards import read_manifest, read_shard
 
 pytestmark = pytest.mark.slow
-SAMPLES, RUNS, KILLS = 400, 3, 4  # of each class; of the driver; of workers in each of these runs
+SAMPLES, RUNS, KILLS = 400, 2, 5  # of each class; of the driver; of workers in each of these runs
 _DEADLINE_S = 300
 
 

@@ -1,9 +1,7 @@
-"""Whole jobs and their record: registered packages, what an earlier run could not send, a server that dies."""
+"""Whole jobs and their record: registered packages, and what an earlier run could not send."""
 
 import json
 import shutil
-import threading
-import time
 
 import mlflow
 import pyarrow.parquet as pq
@@ -14,7 +12,6 @@ from voxfleet.packages import copy_package, read_package_config
 from voxfleet.tracking.base import TrackingConfig
 from voxfleet.tracking.outbox import Record
 from voxfleet.tracking.record import open_tracker, resolve_model
-from voxfleet.train.checkpoint import CheckpointStore
 
 
 def files(folder):
@@ -98,31 +95,3 @@ def test_a_complete_output_sends_what_its_run_could_not(workspace, job, folder):
         [client.get_experiment_by_name("voxfleet").experiment_id], f"tags.`voxfleet.key` = '{key}'"
     )
     assert [run.data.tags["late"] for run in runs] == ["yes"]
-
-
-@pytest.mark.slow
-def test_a_training_whose_server_dies_and_comes_back_has_all_its_metrics(workspace, mlflow_server, tmp_path, capfd):
-    mlflow_server.start()
-    run = tmp_path / "runs" / "dit"
-
-    def die_and_come_back():
-        deadline = time.monotonic() + 240
-        while not CheckpointStore(str(run)).steps() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        mlflow_server.kill()
-        mlflow_server.start()
-
-    accident = threading.Thread(target=die_and_come_back)
-    accident.start()
-    more = ["--output", str(tmp_path / "runs"), "--package", str(tmp_path / "package"), "--trainer.epochs", "40"]
-    more += ["--trainer.log_every", "1", "--tracking.uri", mlflow_server.uri, "--tracking.flush_s", "300"]
-    assert workspace.run("train", *more) == 0
-    accident.join()
-    assert "takes the record again" in capfd.readouterr().err  # the server was away while there was something to send
-    client = mlflow.MlflowClient(mlflow_server.uri)
-    (record,) = client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
-    assert record.info.status == "FINISHED"
-    history = json.loads((run / "history.json").read_text())
-    for key in {key for point in history for key in point if key not in ("step", "time")}:
-        recorded = [(m.step, m.value) for m in client.get_metric_history(record.info.run_id, key)]
-        assert recorded == [(point["step"], point[key]) for point in history if key in point], key

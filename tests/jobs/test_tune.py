@@ -1,21 +1,17 @@
-"""Searches as a user runs them: what they leave, what they refuse, and that a killed one goes on."""
+"""Searches as a user runs them: what they leave, and what they refuse."""
 
 import json
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from voxfleet import storage
 from voxfleet.cli import parse
-from voxfleet.train.checkpoint import CheckpointStore
 
 
 def records(folder):
@@ -135,59 +131,14 @@ def test_a_search_of_another_space_is_refused(tune, fails, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_three_times_ends_as_an_undisturbed_one(tune, processes, tmp_path):
-    """Same trials, same scores, same best; what had a checkpoint goes on from it; each trial has one record."""
-    more = ["--search.max_concurrent", "1", "--trainer.checkpoint_every", "1"]
-    processes.finish("tune", *tune.arguments("clean", *more))
-    clean = records(tmp_path / "clean" / "quick")
-    chance = random.Random(0)
-    moments = sorted(chance.sample(range(1, 12), 3))  # epochs that are done, over all trials
-    folder = tmp_path / "killed" / "quick"
-    kept = {}
-
-    def stores():
-        return {path.name: CheckpointStore(str(path)) for path in (folder / "trials").glob("*")}
-
-    for moment in moments:
-        code = processes.interrupt_when(
-            lambda moment=moment: sum(max(store.steps(), default=0) // 2 for store in stores().values()) >= moment,
-            signal.SIGKILL,
-            "tune",
-            *tune.arguments("killed", *more),
-        )
-        assert code == -9
-        kept |= {name: max(store.steps(), default=0) for name, store in stores().items()}
-    processes.finish("tune", *tune.arguments("killed", *more))
-    killed = records(folder)
-    for trials in (clean, killed):
-        for trial in trials:
-            trial.pop("seconds")
-    assert killed == clean
-    texts = [(tmp_path / name / "quick" / "best.yaml").read_text() for name in ("clean", "killed")]
-    assert texts[1] == texts[0].replace(str(tmp_path / "clean"), str(tmp_path / "killed"))
-    assert yaml.safe_load(texts[0])["name"] == "quick-best"
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/m.db")
-    found = client.search_runs([client.get_experiment_by_name("voxfleet").experiment_id])
-    names = [run.info.run_name for run in found]
-    assert sorted(names) == sorted(2 * ["quick", *(f"quick-{trial['number']:05d}" for trial in clean)])
-    for run in found:  # a step that had been logged before a kill is there once, and none before it was done again
-        points = client.get_metric_history(run.info.run_id, "val_loss")
-        assert len({point.step for point in points}) == len(points)
-        if name := re.fullmatch(r"quick-(\d+)", run.info.run_name):
-            begun = [point.step for point in client.get_metric_history(run.info.run_id, "first_step_s")]
-            # what had a checkpoint and was not at its end went on from there
-            assert kept.get(name[1], 0) in (0, max(stores()[name[1]].steps())) or max(begun) > 1
-
-
-@pytest.mark.slow
 def test_trials_of_two_workers_on_two_cpus_all_finish(workspace, tune, tmp_path):
     code = (
         "import sys, voxfleet.engine.cluster, ray; from voxfleet.cli import main; "
         "ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False); "
         "sys.exit(main(sys.argv[1:]))"
     )
-    more = tune.arguments("out", "--resources.workers", "2", "--search.trials", "3", "--search.scheduler", "none")
+    more = tune.arguments("out", "--resources.workers", "2", "--search.trials", "2", "--search.scheduler", "none")
     command = [sys.executable, "-c", code, *workspace.arguments("tune", *more, "--search.max_samples", "12")]
     done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert [len(trial["scores"]) for trial in records(tmp_path / "out" / "quick")] == [1, 1, 1]
+    assert [len(trial["scores"]) for trial in records(tmp_path / "out" / "quick")] == [1, 1]

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class Harness:
     environment: dict[str, str]
     log: Path
     happened: list[str] = field(default_factory=list)
+    _returns: threading.Thread | None = None
 
     def run(self, arguments: Sequence[str], faults: Sequence[Fault], progress: Callable[[], int], title: str) -> None:
         """Run the job to its end, which must be a good one; every fault must have happened before.
@@ -124,6 +126,8 @@ class Harness:
         finally:
             process.kill()
             process.wait()
+            if self._returns:
+                self._returns.join()
 
     def _start(self, arguments: Sequence[str]) -> subprocess.Popen:
         with self.log.open("a") as output:
@@ -151,7 +155,8 @@ class Harness:
             self.nodes.lose(title)
         elif who == "record":
             self.record.kill()
-            self.record.start()
+            self._returns = threading.Thread(target=self.record.start)  # takes a while: the job does not wait for it
+            self._returns.start()
         else:
             self.storage.away = True
             time.sleep(_AWAY_S)  # an outage has a length

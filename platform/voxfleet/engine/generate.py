@@ -234,7 +234,10 @@ def _say_plan(config: GenerateConfig, request: Request, plan: Plan) -> None:
     what = [name for name in ("volumes", "latents") if getattr(config.save, name)]
     say(f"generate: {asked}, of which {plan.done} are there; {' and '.join(what)} to {config.output}")
     if config.gate.limits and config.save.volumes and not request.model["limits"]:
-        say(f"generate: {config.model} knows no limits of its training volumes; samples need only be finite")
+        say(
+            f"generate: {config.model} knows no limits of its training volumes; samples need only be finite",
+            level="warning",
+        )
 
 
 def _check_complete(config: GenerateConfig, plan: Plan, tally: Tally) -> None:

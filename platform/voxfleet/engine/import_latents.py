@@ -61,7 +61,10 @@ def run(config: ImportLatentsConfig) -> None:
         stds = ", ".join(f"{std:.2f}" for std in manifest.std)
         progress.finish(f"latents {manifest.shape}, std {stds}, in {config.output}")
         if not package:
-            say("import-latents: without their autoencoder, what is trained on these latents cannot be decoded")
+            say(
+                "import-latents: without their autoencoder, what is trained on these latents cannot be decoded",
+                level="warning",
+            )
 
 
 def _like(source: str) -> _Like:

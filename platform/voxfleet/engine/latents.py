@@ -57,7 +57,7 @@ def _run(config: LatentsConfig, downloads: str) -> None:
         _write(there, results, tracker)
         for check in results.checks:
             if check.passed is False:
-                say(f"latents: fail: {check.name}: {check.value} (wanted: {check.wanted})")
+                say(f"latents: fail: {check.name}: {check.value} (wanted: {check.wanted})", level="warning")
         say(f"latents: page in {storage.join(config.output, PAGE)}")
 
 

@@ -312,7 +312,7 @@ class Pipeline:
                 f"{_LOSSES} workers died at one batch ({reason}); if it is memory, lower batch_size or "
                 "resources.workers, then run the same command again"
             )
-        say(f"{self._pools[parcel.stage].stage.name}: a worker was lost; its batch is made again")
+        say(f"{self._pools[parcel.stage].stage.name}: a worker was lost; its batch is made again", level="warning")
         if isinstance(error, ObjectLostError):
             parcel.data, parcel.stage = {}, 0
         self._waiting[parcel.stage].appendleft(parcel)

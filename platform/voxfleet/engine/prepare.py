@@ -131,7 +131,7 @@ def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
             f"mend or replace them, the first: {failed[0]['error']}"
         )
     for row in failed:
-        say(f"prepare: skipped {row['subject_id']}: {row['error']}")
+        say(f"prepare: skipped {row['subject_id']}: {row['error']}", level="warning")
     counts = count_rows(good, config.source.classes, config.output)
     duplicates = find_duplicates(good, config.audit)
     for line in check_duplicates(duplicates, config.audit, config.output):

@@ -24,7 +24,7 @@ def run(config: TrainConfig) -> None:
         return
     check_model(config, manifest)
     for warning in config.warnings:
-        say(f"train: warning: {warning}")
+        say(f"train: warning: {warning}", level="warning")
     recipe = recipe_of(config, manifest)
     train_package(
         outputs,

@@ -248,7 +248,7 @@ class _Watch:
                 self._saved(message["saved"])
             elif "warned" in message:
                 what = f"step {message['warned']} is being written to a checkpoint"
-                say(f"{self._progress.stage}: the cluster is about to take a node away; {what}")
+                say(f"{self._progress.stage}: the cluster is about to take a node away; {what}", level="warning")
             elif "trained_s" in message:
                 self.seconds |= message
             elif "first_step_s" in message:
@@ -269,7 +269,7 @@ class _Watch:
         """A group of workers begins: after a restart, at the step of the last checkpoint."""
         if self._step is not None:
             why = "a worker was lost" if workers == self._workers else f"there are {workers} workers now"
-            say(f"{self._progress.stage}: {why}; going on from step {step}")
+            say(f"{self._progress.stage}: {why}; going on from step {step}", level="warning")
         elif step and self.job.validation.rungs is None:
             say(f"{self._progress.stage}: going on from step {step} of {self.job.total_steps}")
         self._progress.skip(step - (self._step or 0))
@@ -330,7 +330,7 @@ class _Room:
                 "workers, or with a larger resources.wait_s"
             )
         elif not self._said and now > self._seen + 2 * _LOOK_S:
-            say(f"{self._name}: waiting up to {self._resources.wait_s} s: {problem}")
+            say(f"{self._name}: waiting up to {self._resources.wait_s} s: {problem}", level="warning")
             self._said = True
 
 

@@ -64,7 +64,7 @@ def _end(study: Study, trial: Trial, future: "Future[Scored]") -> Trial:
     except WorkerError as error:
         if not any(other.scores for other in study.trials):
             raise  # so would the next one
-        say(str(error))
+        say(str(error), level="warning")
         return study.failed(trial.number, str(error).strip().splitlines()[-1])
 
 

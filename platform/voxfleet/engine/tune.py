@@ -97,7 +97,7 @@ class _Shown:
 
     def __call__(self, trial: Trial) -> None:
         if trial.reason:
-            say(f"trial {trial.number}: failed: {words(trial.keys)}: {trial.reason}")
+            say(f"trial {trial.number}: failed: {words(trial.keys)}: {trial.reason}", level="warning")
         else:
             done = "" if trial.reached == self._study.rungs[-1] else ", waits"
             say(

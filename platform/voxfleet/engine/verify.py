@@ -29,7 +29,7 @@ def forget_damaged(folder: str, ledger: Ledger) -> None:
     damaged = set(_damaged(folder, list(files.items()), progress))
     progress.finish(f"{len(files) - len(damaged)} files are whole, {len(damaged)} are missing or damaged")
     for file in sorted(damaged)[:_SHOWN]:
-        say(f"verify: {file} is missing or damaged; its samples are made again")
+        say(f"verify: {file} is missing or damaged; its samples are made again", level="warning")
     if damaged:
         _forget(folder, ledger, damaged)
 
