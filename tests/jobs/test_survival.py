@@ -25,7 +25,7 @@ from voxfleet.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
 SAMPLES = 40
-LONG = ["--trainer.epochs", "24", "--trainer.checkpoint_every", "1", "--trainer.log_every", "1"]
+LONG = ["--trainer.epochs", "16", "--trainer.checkpoint_every", "1", "--trainer.log_every", "1"]
 TRAINER, TASK, HOST = "ray::RayTrainWorker", "ray::Map", "ray::Host"  # titles of processes
 
 
@@ -42,7 +42,7 @@ def bucket(s3, workspace):
 @pytest.fixture(scope="module")
 def harness(bucket, workspace, s3_port, empty_database, tmp_path_factory):
     folder = tmp_path_factory.mktemp("survival")
-    faults = {"error_every": 31, "slow_every": 43, "silent_every": 307}
+    faults = {"error_every": 31, "slow_every": 43, "silent_every": 601}
     with (
         Proxy.listening(s3_port, **faults) as (handler, port),
         MlflowServer.kept(folder / "server", empty_database) as record,
@@ -127,7 +127,7 @@ def test_shards(survive, workspace, job, kind, column, faults, more):
         ("train-vae", [Fault("worker", 4), Fault("driver", 10)], []),
         (
             "train",
-            [Fault("worker", 4), Fault("record", 6), Fault("storage", 10), Fault("node", 16), Fault("driver", 26)],
+            [Fault("worker", 4), Fault("record", 6), Fault("storage", 8), Fault("node", 12), Fault("driver", 20)],
             ["--loading.mode", "streamed"],
         ),
     ],
