@@ -18,11 +18,15 @@ from voxfleet import cli, storage
 from voxfleet.data import index, nifti
 from voxfleet.data.campaign import Sample
 from voxfleet.data.preprocess import PreprocessConfig, preprocess
+from voxfleet.data.quality import widened
 from voxfleet.data.sets import open_set
 from voxfleet.data.shards import Manifest, read_manifest, table_bytes, tensor_table, write_manifest
 from voxfleet.data.synthetic import SaveConfig, image_file
 from voxfleet.models import DiT3D, DiT3DConfig
-from voxfleet.packages import architecture, load_model, write_package
+from voxfleet.models.classifier import ClassifierConfig
+from voxfleet.models.segmenter import SegmenterConfig
+from voxfleet.models.vae import AutoencoderConfig
+from voxfleet.packages import architecture, autoencoder_config, load_model, read_package_config, write_package
 
 CONFIGS = {path.parent.name: path for path in sorted(Path(__file__).parents[1].glob("configs/*/demo.yaml"))}
 SHAPE = (2, 4, 4, 4)
@@ -126,7 +130,8 @@ def read_all(shards):
         found = open_set(str(shards.folder))
         found.read(np.arange(len(found)))
     else:
-        np.array(manifest.mean) / np.array(manifest.std)
+        assert np.isfinite(np.array(manifest.mean)).all()
+    widened(manifest.limits, 0.1)
     return manifest.digest, np.array(manifest.geometry["affine"]) if manifest.geometry else None
 
 
@@ -205,6 +210,37 @@ def test_packages(tmp_path):
         for name in files:
             storage.join(str(folder), name)
         return bundle.affine
+
+    def check(case):
+        file.write_text(json.dumps(case))
+        ends_well(look)
+        nothing_new()
+
+    fuzz(spoiled(document), check)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "more"),
+    [
+        (
+            "autoencoder",
+            AutoencoderConfig(channels=(4, 8), num_res_blocks=(1, 1), norm_num_groups=4),
+            {"shape": [8, 8, 8]},
+        ),
+        ("segmenter", SegmenterConfig(channels=(4, 8)), {}),
+        ("classifier", ClassifierConfig(), {"classes": ["HC"], "shape": [8, 8, 8], "region": 3 * [[0, 8]]}),
+    ],
+)
+def test_configurations_of_packages(tmp_path, kind, config, more):
+    folder = tmp_path / "in" / kind
+    write_package(str(folder), kind, {}, {"architecture": architecture(config), "geometry": GEOMETRY, **more})
+    file, nothing_new = folder / "config.json", unchanged(folder)
+    document = json.loads(file.read_text())
+
+    def look():
+        found = read_package_config(str(folder), kind)
+        if kind == "autoencoder":
+            autoencoder_config(found)
 
     def check(case):
         file.write_text(json.dumps(case))

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -48,6 +48,12 @@ _KEYS: dict[str, dict[str, Any]] = {  # that use of a package needs, by its kind
     "autoencoder": {"shape": list[int]},
     "classifier": {"classes": list[str], "shape": list[int], "region": list[list[int]]},
     "segmenter": {},
+}
+_ARCHITECTURES = {
+    "model": DiT3DConfig,
+    "autoencoder": AutoencoderConfig,
+    "classifier": ClassifierConfig,
+    "segmenter": SegmenterConfig,
 }
 for _keys in _KEYS.values():
     _keys |= {"architecture": dict[str, Any], "fingerprint": str, "geometry": dict[str, Any]}
@@ -100,26 +106,15 @@ def read_package_config(folder: str, kind: str) -> dict[str, Any]:
         raise UserError(f"{folder} has another format version than {FORMAT_VERSION}; train again, or use its release")
     uri, remedy = storage.join(folder, CONFIG), "copy or make the package again"
     check_document(document, _KEYS[kind], uri, remedy)
-    check_geometry(document["geometry"], uri, remedy, may_lack=kind == "model")
-    if kind == "model":
-        _diffusion(document, folder)
+    check_geometry(document["geometry"], uri, remedy, may_lack=kind != "segmenter")
+    if any(len(ends) != 2 for ends in document.get("limits", {}).values()):
+        raise UserError(f"{uri}: limits are no pairs of numbers; {remedy}")
+    for key, build in {"architecture": _ARCHITECTURES[kind], "diffusion": DiffusionConfig}.items():
+        try:
+            build(**_tuples(document.get(key, {})))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{uri}: {key}: {error}; {remedy}") from error
     return document
-
-
-def _diffusion(document: dict[str, Any], folder: str) -> DiffusionConfig:
-    """The process of a model package.
-
-    Raises:
-        UserError: if there is no such.
-    """
-    keys, hints, where = document["diffusion"], get_type_hints(DiffusionConfig), f"{folder}/{CONFIG}: diffusion"
-    if unknown := sorted(set(keys) - set(hints)):
-        raise UserError(f"{where} has a key that is not known, {unknown[0]!r}; copy or make the package again")
-    check_document(keys, {key: hints[key] for key in keys}, where, "copy or make the package again")
-    try:
-        return DiffusionConfig(**keys)
-    except ValueError as error:
-        raise UserError(f"{where}.{error}") from error
 
 
 def _read_model(folder: str, kind: str, build: Callable[[dict[str, Any]], M]) -> tuple[dict[str, Any], M]:
@@ -332,7 +327,7 @@ def load_model(
         model=model,
         network=MODES[mode](model),
         precision=precision,
-        process=Process(_diffusion(document, folder)),
+        process=Process(DiffusionConfig(**document["diffusion"])),
         mean=tuple(document["mean"]),
         std=tuple(document["std"]),
         geometry=document["geometry"],

@@ -93,6 +93,7 @@ def main(folder, kind):
     tracker, first = Loser(), f"{folder}/first" if kind == "warned" else ""
     tracker.first = first
     tracker.lose = lambda: nodes.remove_node(lost)
+    mode = "streamed" if kind == "warned" else "kept"  # nothing new is read on a node that is about to be taken away
     if kind == "warned":
         tracker.lose, tracker.lose_when_saved = lambda: warn(nodes.address, lost.node_id), tracker.lose
     data, seen = f"{folder}/latents", Path(folder, "seen")
@@ -101,7 +102,7 @@ def main(folder, kind):
     try:
         fit(
             Witness(model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen), first=first),
-            open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, "kept"),
+            open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, mode),
             folder=folder,
             name="run",
             trainer=TrainerConfig(

@@ -69,7 +69,7 @@ BAD = {
         lambda folder: (folder / "manifest.json").unlink(),
         r"holds no finished latents \(no manifest\.json\)",
     ),
-    "key": (without_key, r"manifest\.json has missing or unknown keys \(std\)"),
+    "key": (without_key, r"manifest\.json has no key std; make the shards again"),
 }
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def found():
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    nodes = Nodes(environment, {"num_cpus": 0}, {"num_cpus": 8, "num_gpus": 2}, {"num_cpus": 4})
+    nodes = Nodes(environment, {"num_cpus": 0}, {"num_cpus": 4, "num_gpus": 2}, {"num_cpus": 12})
     try:
         done = subprocess.run(
             [sys.executable, Path(__file__).parent / "place.py", nodes.address],
@@ -39,7 +39,7 @@ def named(value, kinds):
 def test_workers_without_cpus_of_their_own_are_where_the_cpus_are(found):
     makers, writers = found["hosts"]
     assert makers == ["gpu", "gpu"]
-    assert sorted(writers) == 2 * ["cpu"] + 4 * ["gpu"]
+    assert sorted(writers) == 4 * ["cpu"] + 2 * ["gpu"]
 
 
 def test_most_batches_stay_on_their_node(found):

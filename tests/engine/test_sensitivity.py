@@ -64,7 +64,7 @@ class Cohort:
         self.volumes, self.labels, self.affine = np.stack(volumes)[order], np.array(groups)[order], prepared.affine
         torch.manual_seed(0)
         autoencoder = AutoencoderConfig(channels=(4, 8), num_res_blocks=(1, 1), norm_num_groups=4)
-        document = {"architecture": architecture(autoencoder)}
+        document = {"architecture": architecture(autoencoder), "shape": list(SHAPE), "geometry": {}}
         write_package(str(folder / "vae"), "autoencoder", build_autoencoder(autoencoder).state_dict(), document)
         self.measuring = Measuring(
             folder=str(folder),

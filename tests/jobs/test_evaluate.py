@@ -61,7 +61,8 @@ def write_segmenter(folder: Path, seed: int) -> None:
     """A package of random weights."""
     torch.manual_seed(seed)
     config = SegmenterConfig(channels=(4, 8))
-    document = {"architecture": architecture(config), "geometry": {"spacing_mm": [10.0, 10.0, 10.0]}}
+    geometry = {"affine": np.diag([10.0, 10, 10, 1]).tolist(), "spacing_mm": [10.0] * 3, "orientation": "RAS"}
+    document = {"architecture": architecture(config), "geometry": geometry}
     write_package(str(folder), "segmenter", build_segmenter(config).state_dict(), document)
 
 

@@ -2,10 +2,11 @@
 
 Its argument is JSON: what the head, which is the drivers' node, and each other node has.
 
-Prints the cluster's address and where its token is, as JSON. For each line that it reads, it kills a node on which a
-process runs whose title matches the line, lets another node join, and prints a line.
+Prints the cluster's address and where its token is, as JSON. For each line that it reads, it kills a node, but the
+head, on which a process runs whose title matches the line, lets another one join, and prints "lost", or else "none".
 """
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,11 @@ from voxfleet.engine import cluster
 def busy(node, title):
     """Whether a process of the node has a title like this."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return any(re.search(title, " ".join(child.cmdline())) for child in raylet.children(recursive=True))
+    for child in raylet.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it is just ending
+            if re.search(title, " ".join(child.cmdline())):
+                return True
+    return False
 
 
 def main(head, *others):
@@ -32,10 +37,11 @@ def main(head, *others):
     sys.stdout.write(json.dumps(where) + "\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        lost = next((node for node in others if busy(node, line.strip())), others[0])
-        nodes.remove_node(lost, allow_graceful=False)
-        others = [*(node for node in others if node is not lost), nodes.add_node(num_cpus=1)]
-        sys.stdout.write("lost\n")
+        lost = next((node for node in others if busy(node, line.strip())), None)
+        if lost:
+            nodes.remove_node(lost, allow_graceful=False)
+            others = [*(node for node in others if node is not lost), nodes.add_node(num_cpus=1)]
+        sys.stdout.write("lost\n" if lost else "none\n")
         sys.stdout.flush()
     nodes.shutdown()
 

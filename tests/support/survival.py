@@ -5,9 +5,9 @@ at all. What is killed, and when, is a list of ``Fault``.
 """
 
 import contextlib
+import functools
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 
@@ -25,6 +25,7 @@ HOLD = Path(__file__).parent / "hold_nodes.py"
 _DEADLINE_S = 240
 _LOOK_S = 0.05
 _AWAY_S = 5.0
+T = TypeVar("T")
 
 
 class Fault(NamedTuple):
@@ -68,10 +69,12 @@ class Nodes:
         return found
 
     def lose(self, title):
-        """Kill a node that has such a worker; another has joined when this returns."""
+        """Kill a node that has such a worker, if there is one; another has joined when this returns. Says if it did."""
         self._process.stdin.write(title + "\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline() == "lost\n"
+        answer = self._process.stdout.readline()
+        assert answer in ("lost\n", "none\n")
+        return answer == "lost\n"
 
     def close(self):
         """End the cluster."""
@@ -94,7 +97,6 @@ class Harness:
         folder: in which the drivers run.
         environment: of the drivers.
         log: what the drivers say.
-        happened: the faults that there were, of all jobs.
     """
 
     nodes: Nodes
@@ -103,31 +105,35 @@ class Harness:
     folder: Path
     environment: dict[str, str]
     log: Path
-    happened: list[str] = field(default_factory=list)
     _returns: threading.Thread | None = None
 
-    def run(self, arguments: Sequence[str], faults: Sequence[Fault], progress: Callable[[], int], title: str) -> None:
+    def run(
+        self,
+        arguments: Sequence[str],
+        faults: Sequence[Fault],
+        title: str,
+        progress: Callable[[], int],
+        done: Callable[[], T],
+    ) -> list[T]:
         """Run the job to its end, which must be a good one; every fault must have happened before.
 
-        Workers are the processes whose title is like ``title``.
+        Workers are the processes whose title is like ``title``. Returns what was ``done`` after each death of a driver.
         """
-        process, chance = self._start(arguments), random.Random(0)
+        process, before = self._start(arguments), []
         try:
             for fault in faults:
-                self._wait(process, lambda fault=fault: progress() >= fault.progress and self.nodes.workers(title))
+                self._wait(process, functools.partial(self._has_failed, fault, title, progress, process))
                 if fault.who == "driver":
-                    process.kill()
-                    process.wait()
+                    self._wait(None, lambda: not self.nodes.workers(title))  # they outlive their driver by some steps
+                    before.append(done())
                     process = self._start(arguments)
-                else:
-                    self._fail(fault.who, title, chance)
-                self.happened.append(fault.who)
             assert process.wait(timeout=_DEADLINE_S) == 0, self.log.read_text()
         finally:
             process.kill()
             process.wait()
             if self._returns:
                 self._returns.join()
+        return before
 
     def _start(self, arguments: Sequence[str]) -> subprocess.Popen:
         with self.log.open("a") as output:
@@ -140,20 +146,25 @@ class Harness:
                 start_new_session=True,
             )
 
-    def _wait(self, process: subprocess.Popen, happens: Callable[[], object]) -> None:
+    def _wait(self, process: subprocess.Popen | None, happens: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _DEADLINE_S
         while not happens():
-            assert process.poll() is None, self.log.read_text()
+            assert process is None or process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(_LOOK_S)
 
-    def _fail(self, who: str, title: str, chance: random.Random) -> None:
-        if who == "worker":
-            with contextlib.suppress(psutil.NoSuchProcess):
-                chance.choice(self.nodes.workers(title)).kill()
-        elif who == "node":
-            self.nodes.lose(title)
-        elif who == "record":
+    def _has_failed(self, fault: Fault, title: str, progress: Callable[[], int], driver: subprocess.Popen) -> bool:
+        """Do what is asked, where it is time for that and somebody is at work."""
+        if progress() < fault.progress or not (workers := self.nodes.workers(title)):
+            return False
+        if fault.who == "worker":
+            return any(_killed(worker, title) for worker in workers)
+        if fault.who == "node":
+            return self.nodes.lose(title)
+        if fault.who == "driver":
+            driver.kill()
+            driver.wait()
+        elif fault.who == "record":
             self.record.kill()
             self._returns = threading.Thread(target=self.record.start)  # takes a while: the job does not wait for it
             self._returns.start()
@@ -161,3 +172,13 @@ class Harness:
             self.storage.away = True
             time.sleep(_AWAY_S)  # an outage has a length
             self.storage.away = False
+        return True
+
+
+def _killed(worker: psutil.Process, title: str) -> bool:
+    """Kill the worker, if it is still at work."""
+    with contextlib.suppress(psutil.Error):
+        if re.search(title, " ".join(worker.cmdline())):
+            worker.kill()
+            return True
+    return False

@@ -24,8 +24,8 @@ def parse_config(cls: type, job: str, arguments: list[str]) -> Any:
         namespace = parser.parse_args(arguments)
     except (argparse.ArgumentError, UnicodeDecodeError) as error:
         raise UserError(explain(parser, job, arguments, getattr(error, "message", str(error)))) from error
-    except ValueError as error:  # such as of a NUL where a group, which might be a file, is expected
-        raise UserError(f"the configuration of {job} cannot be read ({error}); look for what is no text") from error
+    except ValueError as error:  # where a group is expected, a text is tried as the name of a file
+        raise UserError(f"the configuration of {job} cannot be read: {error}; {job} --help lists the keys") from error
     _check_values(cls, namespace)
     try:
         values = parser.instantiate(namespace)

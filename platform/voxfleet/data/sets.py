@@ -102,8 +102,8 @@ def _of_images(folder: str) -> VolumeSet:
         raise UserError(f"{folder} lists no images; decode its latents first, or generate with --save.volumes true")
     name = "sample_id" if "sample_id" in table.column_names else "subject_id"
     for column in (name, "class", "file", "sha256"):
-        values = table[column] if column in table.column_names else pa.nulls(1)
-        if values.null_count or not pa.types.is_string(values.type):
+        there = column in table.column_names and pa.types.is_string(table[column].type)
+        if not there or table[column].null_count:
             raise UserError(f"{uri} has no {column} in each row; make the set again with the job that wrote it")
     listed = table.select([name, "class", "file", "sha256"]).to_pylist()
     classes = tuple(dict.fromkeys(row["class"] for row in listed))

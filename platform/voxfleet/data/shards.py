@@ -183,6 +183,9 @@ def read_manifest(folder: str, kind: str) -> Manifest:
     check_document(document, kinds, uri, remedy)
     check_geometry(document["geometry"], uri, remedy, may_lack=kind == "latents")
     classes, shape, mean, std = (document[key] for key in ("classes", "shape", "mean", "std"))
-    if not (classes and len(set(classes)) == len(classes) and shape and min(shape) > 0 and len(mean) == len(std) > 0):
-        raise UserError(f"{uri}: its classes, shape, mean and std do not fit together; {remedy}")
+    fitting = len(set(classes)) == len(classes) > 0 and min(shape, default=0) > 0 and len(mean) == len(std) > 0
+    if kind == "latents":
+        fitting = fitting and len(mean) == shape[0]
+    if not fitting or any(len(ends) != 2 for ends in document["limits"].values()):
+        raise UserError(f"{uri}: its classes, shape, mean, std and limits do not fit together; {remedy}")
     return Manifest(**{**document, "shape": tuple(document["shape"]), "classes": tuple(document["classes"])})

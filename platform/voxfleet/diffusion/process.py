@@ -57,8 +57,8 @@ class DiffusionConfig:
         least = 21 if self.schedule == "linear" else 2  # below 21, the rescaled linear schedule has a beta of 1 or more
         if self.timesteps < least:
             raise ValueError(f"timesteps is {self.timesteps}; it must be at least {least}")
-        if self.min_snr_gamma <= 0:
-            raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
+        if not 0 < self.min_snr_gamma < math.inf:
+            raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}; it must be above 0, and finite")
         if self.time_density != "uniform" and self.schedule != FLOW:
             raise ValueError(f"time_density is {self.time_density!r}, which only schedule flow has; use uniform")
         if self.zero_terminal_snr and self.schedule == FLOW:

@@ -153,6 +153,7 @@ def stream(index: ray.ObjectRef, columns: tuple[str, ...], rows: np.ndarray, uni
         batch_format="numpy",
         num_cpus=0,
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+        fallback_strategy=[{"label_selector": {}}],  # a node that is about to be taken away gets no new task
         compute=ray.data.TaskPoolStrategy(_STREAM_TASKS),
     )
     options = dataset.context.execution_options

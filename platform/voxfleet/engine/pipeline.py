@@ -8,7 +8,6 @@ rests while what it made waits: memory stays flat.
 
 import collections
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,23 +111,17 @@ class _Pool:
 
     def grow(self, workers: int) -> None:
         """Have this many actors."""
-        # an actor that takes nothing at all would be anywhere, whatever is said: a byte it is
-        options = {"num_cpus": self.stage.cpus, "num_gpus": self.stage.gpus, "memory": 1}
-        for where in itertools.islice(self._places(), len(self.actors), workers):
-            host = Host.options(**options, scheduling_strategy=where)  # type: ignore[attr-defined]
-            self.actors.append(_Actor(host.remote(self.stage.kind, self.stage.arguments)))
+        while len(self.actors) < workers:
+            node = "" if self.stage.cpus else self._roomiest()
+            host = Host.options(num_cpus=self.stage.cpus, num_gpus=self.stage.gpus, **_on(node))  # type: ignore[attr-defined]
+            self.actors.append(_Actor(host.remote(self.stage.kind, self.stage.arguments), node=node))
             self._expect(self.actors[-1])
 
-    def _places(self) -> Iterator[str | NodeAffinitySchedulingStrategy]:
-        """Of each actor. Ray would put those without CPUs of their own on a head that is to have no work, too."""
+    def _roomiest(self) -> str:
+        """The node with the most CPUs for each of the actors on it and one more."""
+        taken = collections.Counter(actor.node for actor in self.actors)
         cpus = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
-        if self.stage.cpus or not any(cpus.values()):
-            yield from itertools.repeat("SPREAD")
-        taken: collections.Counter[str] = collections.Counter()
-        while True:
-            node = max(cpus, key=lambda node: cpus[node] / (1 + taken[node]))
-            taken[node] += 1
-            yield NodeAffinitySchedulingStrategy(node, soft=True)
+        return max(cpus, key=lambda node: cpus[node] / (1 + taken[node]))
 
     def lost(self, actor: _Actor) -> None:
         """A call of this actor was lost: it gets no other before it is up again."""
@@ -148,6 +141,8 @@ class _Pool:
             actor.up = True
         except RayActorError:
             self.actors.remove(actor)
+            if not self.stage.cpus:
+                self.grow(len(self.actors) + 1)
 
     def free(self, node: str) -> _Actor | None:
         """The actor with the fewest calls, if it takes one more: on this node, where there is one of those."""
@@ -173,6 +168,18 @@ class _Pool:
                 f"no worker of stage {self.stage.name} has come up for {wait_s:g} s; see that the cluster has room for "
                 f"{self.stage.cpus:g} CPU and {self.stage.gpus:g} GPU, then run the same command again"
             )
+
+
+def _on(node: str) -> dict[str, Any]:
+    """Where an actor goes, as options: anywhere, or onto ``node``, from where it does not return when that is lost.
+
+    Ray would put actors that take no CPUs, and start them again, on a head that is to have no work, too; and those that
+    take nothing at all anywhere, whatever is said: so they take a byte.
+    """
+    if not node:
+        return {"scheduling_strategy": "SPREAD"}
+    there = NodeAffinitySchedulingStrategy(node, soft=True)
+    return {"scheduling_strategy": there, "memory": 1, "max_restarts": 0}
 
 
 class _Usage:
@@ -314,7 +321,7 @@ class Pipeline:
             )
         say(f"{self._pools[parcel.stage].stage.name}: a worker was lost; its batch is made again", level="warning")
         if isinstance(error, ObjectLostError):
-            parcel.data, parcel.stage = {}, 0
+            parcel.data, parcel.stage, parcel.node = {}, 0, ""
         self._waiting[parcel.stage].appendleft(parcel)
 
 
