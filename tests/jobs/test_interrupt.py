@@ -18,7 +18,7 @@ def fragments(output: Path) -> int:
 
 
 def test_an_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(processes, workspace, tmp_path):
-    long = ["--trainer.epochs", "60", "--trainer.checkpoint_every", "1", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
+    long = ["--trainer.epochs", "24", "--trainer.checkpoint_every", "1", "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
     stopped, clean = ([*long, "--output", str(tmp_path / n), "--package", str(tmp_path / n / "package")] for n in "ab")
 
     def is_begun():
