@@ -49,11 +49,11 @@ _KEYS: dict[str, dict[str, Any]] = {  # that use of a package needs, by its kind
     "classifier": {"classes": list[str], "shape": list[int], "region": list[list[int]]},
     "segmenter": {},
 }
-_ARCHITECTURES = {
-    "model": DiT3DConfig,
-    "autoencoder": AutoencoderConfig,
-    "classifier": ClassifierConfig,
-    "segmenter": SegmenterConfig,
+_CONFIGS: dict[str, dict[str, type]] = {  # of its parts
+    "model": {"architecture": DiT3DConfig, "diffusion": DiffusionConfig},
+    "autoencoder": {"architecture": AutoencoderConfig},
+    "classifier": {"architecture": ClassifierConfig},
+    "segmenter": {"architecture": SegmenterConfig},
 }
 for _keys in _KEYS.values():
     _keys |= {"architecture": dict[str, Any], "fingerprint": str, "geometry": dict[str, Any]}
@@ -107,11 +107,11 @@ def read_package_config(folder: str, kind: str) -> dict[str, Any]:
     uri, remedy = storage.join(folder, CONFIG), "copy or make the package again"
     check_document(document, _KEYS[kind], uri, remedy)
     check_geometry(document["geometry"], uri, remedy, may_lack=kind != "segmenter")
-    if any(len(ends) != 2 for ends in document.get("limits", {}).values()):
+    if kind == "model" and any(len(ends) != 2 for ends in document["limits"].values()):
         raise UserError(f"{uri}: limits are no pairs of numbers; {remedy}")
-    for key, build in {"architecture": _ARCHITECTURES[kind], "diffusion": DiffusionConfig}.items():
+    for key, config in _CONFIGS[kind].items():
         try:
-            build(**_tuples(document.get(key, {})))
+            config(**_tuples(document[key]))
         except (TypeError, ValueError) as error:
             raise UserError(f"{uri}: {key}: {error}; {remedy}") from error
     return document
