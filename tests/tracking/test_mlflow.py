@@ -9,6 +9,7 @@ import subprocess
 import mlflow
 import pytest
 import torch
+from made_up import MODEL
 
 from voxfleet import storage
 from voxfleet.errors import UserError
@@ -17,8 +18,6 @@ from voxfleet.tracking.base import TrackingConfig
 from voxfleet.tracking.mlflow import source_tags
 from voxfleet.tracking.outbox import Record
 from voxfleet.tracking.record import open_tracker, resolve_model, send_unsent
-
-DOCUMENT = {"architecture": {"width": 2}}
 
 
 class Job:
@@ -130,7 +129,7 @@ def test_what_can_never_be_recorded_is_left_out_in_one_line(job, tmp_path):
 def test_a_package_is_registered_once_and_found_again(job, tmp_path):
     folders = [str(tmp_path / name) for name in ("best", "final")]
     marks = [
-        write_package(folder, "model", {"w": torch.full((2,), float(n))}, DOCUMENT) for n, folder in enumerate(folders)
+        write_package(folder, "model", {"w": torch.full((2,), float(n))}, MODEL) for n, folder in enumerate(folders)
     ]
     for _ in range(2):
         with job.tracker() as tracker:
@@ -149,7 +148,7 @@ def test_a_package_is_registered_once_and_found_again(job, tmp_path):
 
 
 def test_the_name_of_the_registered_model_can_be_given(job, tmp_path):
-    mark = write_package(str(tmp_path / "p"), "model", {"w": torch.ones(1)}, DOCUMENT)
+    mark = write_package(str(tmp_path / "p"), "model", {"w": torch.ones(1)}, MODEL)
     with job.tracker(model_name="heads") as tracker:
         tracker.register_package(str(tmp_path / "p"), mark, "final")
     assert job.client.get_model_version_by_alias("heads", "final").tags["fingerprint"] == mark

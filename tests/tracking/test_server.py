@@ -4,6 +4,7 @@ import threading
 
 import mlflow
 import torch
+from made_up import MODEL
 
 from voxfleet import storage
 from voxfleet.packages import read_package_config, write_package
@@ -26,7 +27,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once_and_in_order(mlfl
                 tracker.log_metrics([{"step": step, "val_loss": float("nan") if step == 5 else 2.0}])
 
     package = str(tmp_path / "package")
-    mark = write_package(package, "model", {"w": torch.ones(1000)}, {"architecture": {}})
+    mark = write_package(package, "model", {"w": torch.ones(1000)}, MODEL)
     record = Record(name="dit", key="abc", unsent=str(tmp_path / "unsent.json"), begun=False)
     config = TrackingConfig(uri=server.uri, flush_s=120)
     server.start()
