@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -216,6 +217,9 @@ def _fail(message: str, code: int) -> int:
 
 def entry() -> None:
     """The installed command."""
+    if os.environ.get("RAY_JOB_STOP_SIGNAL") == "SIGINT":
+        # so a job server stops us, which ignores that signal, as all that it starts, if a shell's "&" started it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
 
 

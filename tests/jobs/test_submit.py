@@ -108,7 +108,14 @@ def head(tmp_path_factory, s3, record):
         *[f"--dashboard-agent-listen-port={agent_port}", "--num-cpus=3", "--node-ip-address=127.0.0.1"],
     ]
     with (folder / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a script that starts it with an "&"
+        )
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         patch.delenv("RAY_ADDRESS", raising=False)
         try:
