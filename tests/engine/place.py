@@ -55,7 +55,8 @@ def main(address):
         ]
         with Pipeline(stages) as pipeline:
             hosts = [ray.get([actor.handle.up.remote() for actor in pool.actors]) for pool in pipeline._pools]
-            parcels = [parcel.result for parcel in pipeline.run(lambda: next(batches, None))]
+            one = pipeline.run(lambda: None if pipeline._running else next(batches, None))  # at a time
+            parcels = [parcel.result for parcel in one]
         read = ray.get(streamed.remote())
     sys.stdout.write(json.dumps({"parcels": parcels, "hosts": hosts, "read": read}))
 
