@@ -1,5 +1,6 @@
 # make demo   the whole path, from a simulated cohort to synthetic volumes (about 11 minutes on two cores, and installation)
 # make test   the default tests;  make test-slow  the long ones;  make test-all  both;  make lint  style and types
+# make test-matrix   what takes an hour: more kills than those do, in all combinations
 # make fuzz   spoils configurations and files, ten minutes a kind
 # Each installs what it needs into .venv first, once.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-all fuzz lint clean-demo
+.PHONY: demo test test-slow test-all test-matrix fuzz lint clean-demo
 
 demo: .venv/demo-installed
 	$(BIN)/python jobs/demo.py
@@ -20,6 +21,9 @@ test-slow: .venv/dev-installed
 
 test-all: .venv/dev-installed
 	$(BIN)/pytest -m 'not matrix'
+
+test-matrix: .venv/dev-installed
+	$(BIN)/pytest -m matrix
 
 fuzz: .venv/dev-installed
 	VOXFLEET_FUZZ_MINUTES=10 $(BIN)/pytest tests/test_fuzz.py

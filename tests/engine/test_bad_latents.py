@@ -110,6 +110,7 @@ def test_a_shard_of_another_shape(refused, tmp_path, latents):
     assert "part-00001.parquet: mu has shape (2, 4, 4, 8), the manifest says (2, 4, 4, 4)" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "message"),
     [("train", "the shards hold numbers that are not finite for {}; make"), ("val", "not finite for {}, of split val")],

@@ -22,6 +22,7 @@ def benchmark(tmp_path, ray_session):
     return run
 
 
+@pytest.mark.slow
 def test_the_benchmark_writes_a_table_figures_and_a_plot_once(benchmark, capsys):
     assert benchmark() == 0
     lines = capsys.readouterr().out.splitlines()

@@ -68,15 +68,9 @@ def kills(seed):
     return [{"epoch": epoch, "place": chance.randrange(ROWS), "who": name} for epoch, name in enumerate(who)]
 
 
-@pytest.mark.slow
-def test_killed_equals_uninterrupted(outcome, tmp_path):
-    """In the middle of steps; tests/jobs/test_survival.py has rows that are streamed, and all of it on S3."""
-    settings = {"workers": 2, "mode": "kept", "balanced": True, "folder": str(tmp_path / "runs")}
-    assert outcome("killed", kills(0), **settings) == outcome("clean", [], **settings)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["elastic", "warned"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("elastic", marks=pytest.mark.matrix), pytest.param("warned", marks=pytest.mark.slow)]
+)
 def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path, kind):
     """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint."""
     data, manifest = latents(rows=ROWS)
@@ -108,5 +102,6 @@ def test_a_lost_node_ends_a_run_that_needs_it_with_what_is_missing(latents, tmp_
 @pytest.mark.parametrize("mode", ["kept", "streamed"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_killed_equals_uninterrupted_in_all_combinations(outcome, tmp_path, workers, mode, seed):
+    """In the middle of steps; tests/jobs/test_survival.py has a few of them in each change."""
     settings = {"workers": workers, "mode": mode, "balanced": seed == 1, "folder": str(tmp_path / "runs")}
     assert outcome("killed", kills(seed), **settings) == outcome("clean", [], **settings)

@@ -1,6 +1,7 @@
 """Every way in which a synthetic set can be bad is caught by the figure meant for it, and real people pass them all."""
 
 import io
+import re
 
 import nibabel as nib
 import numpy as np
@@ -71,7 +72,7 @@ class Cohort:
             networks="",
             shape=SHAPE,
             affine=self.affine,
-            positions=slice_positions(SHAPE, PEOPLE, 4),
+            positions=slice_positions(SHAPE, PEOPLE, 2),
             autoencoder=str(folder / "vae"),
             slice_networks=(EFFICIENTNET,),
             inception=None,
@@ -178,7 +179,7 @@ def test_people_who_were_trained_on_are_found_in_the_set(cohort, name, disguise,
     volumes[:5] = disguise(cohort.trained_on[:5])
     verdict, failed = cohort.judged(name, volumes)
     assert caught <= failed
-    assert verdict.words.startswith("release: fail: copies of training volumes")
+    assert re.match("release: fail: .*copies of training volumes", verdict.words)
     assert {synthetic for synthetic, _ in verdict.pairs} <= set(range(5))
     assert all(synthetic == trained for synthetic, trained in verdict.pairs)
 

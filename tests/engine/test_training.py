@@ -144,8 +144,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_c
         train(recipe, 2, name="run")
     assert {path.suffix for path in checkpoints.iterdir()} == {".pt"}
     trained, _ = train(RECIPE, 2, name="run")
-    clean, _ = train(RECIPE, 2, name="clean")
-    assert trained.history == clean.history
+    assert list(values(trained.history, "loss")) == list(range(1, 22))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,11 @@
 """The whole path at a tiny size, run once by the command line's own entry, on the shared Ray session."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from voxfleet import storage
 from voxfleet.cli import main
 
 TINY = {
@@ -53,22 +48,7 @@ EXTRA = {  # jobs that are no part of the path
         '{"model.window_size": {"choice": [[1,1,1], [2,2,2], [3,3,3], null]}, "model.depth": {"choice": [1, 2]}}',
     ],
 }
-_DEADLINE_S = 240
-PATHS = ("output", "package", "data", "autoencoder", "model", "synthetic", "volumes", "page", "labels")
-
-
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def tiny(job):
-    """The command line of ``job``: the demo's configuration, made tiny."""
-    return [job, "--config", str(CONFIGS / job / "demo.yaml"), *{**TINY, **EXTRA}[job]]
-
-
-@pytest.fixture(scope="session")
-def demo_arguments():
-    """The command line of each job of the demo, made tiny, in their order."""
-    return {job: tiny(job) for job in TINY}
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,12 @@ class Workspace:
 
     def arguments(self, job, *more):
         """The command line of ``job``: the demo's configuration, made tiny, and ``more``."""
-        return [*tiny(job), *more]
+        return [job, "--config", str(CONFIGS / job / "demo.yaml"), *self.smaller(job), *more]
+
+    def upload(self, root, *names):
+        """Copy these outputs of the demo to the same places below ``root``, a bucket."""
+        for path in (path for name in names for path in (self.demo / name).rglob("*") if path.is_file()):
+            storage.write_bytes(f"{root}/{path.relative_to(self.root)}", path.read_bytes())
 
     def run(self, job, *more):
         """Run ``job`` in this process, in the workspace; returns the exit code."""
@@ -105,58 +90,6 @@ def workspace(tmp_path_factory, ray_session):
     for job in TINY:
         assert space.run(job) == 0, job
     return space
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Jobs of a workspace as processes of their own, which write to ``log``."""
-
-    workspace: Workspace
-    log: Path
-
-    @contextlib.contextmanager
-    def started(self, job, *more):
-        """The job in a group of its own, which ends with the block."""
-        with self.log.open("a") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "voxfleet.cli", *self.workspace.arguments(job, *more)],
-                cwd=self.workspace.root,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-            )
-            try:
-                yield process
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-    def interrupt_when(self, happened, number, job, *more):
-        """Start the job, send it the signal as soon as ``happened()``, and return its exit code."""
-        with self.started(job, *more) as process:
-            deadline = time.monotonic() + _DEADLINE_S
-            while not happened():
-                assert process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline, self.log.read_text()
-                time.sleep(0.02)
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)  # as a terminal does
-            else:
-                process.send_signal(number)
-            return process.wait(timeout=60)
-
-    def finish(self, job, *more):
-        """Run the job to its end."""
-        with self.started(job, *more) as process:
-            assert process.wait(timeout=_DEADLINE_S) == 0, self.log.read_text()
-
-
-@pytest.fixture
-def processes(workspace, tmp_path):
-    """Runs jobs as processes."""
-    return Processes(workspace, tmp_path / "log")
 
 
 @pytest.fixture

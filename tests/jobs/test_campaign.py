@@ -1,9 +1,19 @@
-"""The worst of days of a campaign: workers and drivers that are killed, and a cluster that changes."""
+"""The worst of days of a campaign: workers and drivers that are killed, and a cluster that changes.
 
+tests/jobs/test_survival.py has a few of the kills in each change.
+"""
+
+import contextlib
 import hashlib
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,9 +24,46 @@ import pytest
 from voxfleet.cli import main
 from voxfleet.data.shards import read_manifest, read_shard
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.matrix
 SAMPLES, RUNS, KILLS = 400, 2, 5  # of each class; of the driver; of workers in each of these runs
 _DEADLINE_S = 300
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Jobs of a workspace as processes of their own, which write to ``log``."""
+
+    workspace: Any
+    log: Path
+
+    @contextlib.contextmanager
+    def started(self, job, *more):
+        """The job in a group of its own, which ends with the block."""
+        with self.log.open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "voxfleet.cli", *self.workspace.arguments(job, *more)],
+                cwd=self.workspace.root,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def finish(self, job, *more):
+        """Run the job to its end."""
+        with self.started(job, *more) as process:
+            assert process.wait(timeout=_DEADLINE_S) == 0, self.log.read_text()
+
+
+@pytest.fixture
+def processes(workspace, tmp_path):
+    """Runs jobs as processes."""
+    return Processes(workspace, tmp_path / "log")
 
 
 def workers_of(process):

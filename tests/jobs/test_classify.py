@@ -149,6 +149,7 @@ def test_the_page_shows_every_regime_and_what_the_test_is(done):
     assert "generative model may have seen" in page
 
 
+@pytest.mark.slow
 def test_a_lost_unit_is_the_only_one_that_is_done_again(done, sets, tmp_path, capsys):
     output = shutil.copytree(done.folder, tmp_path / "out")
     ledger = output / ".voxfleet" / "ledger"

@@ -92,6 +92,7 @@ def like_real_ones(workspace, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest_is_compared(
     workspace, networks, tmp_path, capsys
 ):
@@ -150,6 +151,7 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     assert "nothing to do" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pieces_are_measured_again_only_by_another_network(workspace, networks, tmp_path):
     out, package = tmp_path / "report", Path(shutil.copytree(networks / "segmenter", tmp_path / "segmenter"))
     synthetic = like_real_ones(workspace, tmp_path / "planted")
@@ -170,6 +172,7 @@ def test_pieces_are_measured_again_only_by_another_network(workspace, networks, 
     assert one["value"] != other["value"]
 
 
+@pytest.mark.slow
 def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
     synthetic, out = like_real_ones(workspace, tmp_path / "planted"), tmp_path / "report"
     truth = workspace.demo / "cohort" / "derivatives" / "simulation"

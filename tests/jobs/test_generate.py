@@ -110,13 +110,14 @@ MORE_THAN_CPUS = ["--resources.workers", "9", "--resources.min_workers", "1", "-
 OTHER_SHAPES = ["--batch_size", "3", "--decode_batch_size", "2", "--save.shard_size", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "tolerance"),
     [
         (["--pools.decoders", "1", "--pools.writers", "3"], 0),
-        pytest.param(OTHER_SHAPES, 1e-4, marks=pytest.mark.slow),
-        pytest.param(["--save.dtype", "float32", "--save.compress", "false"], 1e-4, marks=pytest.mark.slow),
-        pytest.param(MORE_THAN_CPUS, 0, marks=pytest.mark.slow),
+        (OTHER_SHAPES, 1e-4),
+        (["--save.dtype", "float32", "--save.compress", "false"], 1e-4),
+        (MORE_THAN_CPUS, 0),
     ],
 )
 def test_samples_are_the_same_however_they_are_made(workspace, both, tmp_path, more, tolerance):
@@ -359,6 +360,7 @@ class FullWriter(Writer):
         return super().__call__(*arguments)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_job_with_what_is_missing_and_what_is_there_stays(
     workspace, tmp_path, monkeypatch, capsys
 ):

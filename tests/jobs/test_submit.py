@@ -31,6 +31,7 @@ from voxfleet.data.shards import read_manifest, read_shard, tensors
 from voxfleet.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
+DONE = ("prepare", "encode", "train", "generate", "evaluate")
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 _WITHIN_S = 300
 
@@ -144,23 +145,24 @@ def wait_until(happened, process, log):
 
 
 @pytest.fixture(scope="module")
-def demo(head, demo_arguments):
-    """The jobs of the demo, in small, all done on the cluster."""
-    for job, arguments in demo_arguments.items():
-        assert head.submit(*arguments, "--id", f"demo-{job}") == 0, job
+def demo(workspace, head):
+    """What the jobs of the demo leave, in small, the later ones of them done on the cluster."""
+    workspace.upload(head.root, "cohort", "vae")
+    for job in DONE:
+        assert head.submit(*workspace.arguments(job), "--id", f"demo-{job}") == 0, job
     return f"{head.root}/demo"
 
 
-def test_the_demo_runs_where_the_package_is_not_installed(head, demo, demo_arguments, capfd):
+def test_the_demo_runs_where_the_package_is_not_installed(head, demo, capfd):
     command = [head.python, "-c", "import voxfleet"]
     found = subprocess.run(command, env=head.environment, cwd="/", capture_output=True, text=True, check=False)
     assert "No module named 'voxfleet'" in found.stderr
     assert set(head.states().values()) == {"FINISHED"}
-    assert len(head.states()) == len(demo_arguments)
+    assert len(head.states()) == len(DONE)
     assert head.run("jobs") == 0
     listed = {line.split()[0]: line.split()[1:3] for line in capfd.readouterr().out.splitlines()[1:]}
     assert {name: listed[name] for name in listed if name.startswith("demo-")} == {
-        f"demo-{job}": ["succeeded", "0"] for job in demo_arguments
+        f"demo-{job}": ["succeeded", "0"] for job in DONE
     }
 
 
@@ -188,11 +190,11 @@ def test_what_the_demo_leaves_in_a_bucket_is_what_it_leaves_in_a_folder(workspac
         assert hashlib.sha256(storage.read_bytes(f"{demo}/synthetic/{row['file']}")).hexdigest() == row["sha256"]
 
 
-def test_what_is_complete_in_a_bucket_is_passed_over(workspace, head, demo, demo_arguments, monkeypatch, capsys):
+def test_what_is_complete_in_a_bucket_is_passed_over(workspace, head, demo, monkeypatch, capsys):
     monkeypatch.setenv(storage.ROOT, head.root)
-    for job in demo_arguments:
+    for job in DONE:
         assert workspace.run(job, "--tracking.uri", head.record) == 0
-    assert capsys.readouterr().err.count("is complete, nothing to do") == len(demo_arguments)
+    assert capsys.readouterr().err.count("is complete, nothing to do") == len(DONE)
 
 
 def test_a_damaged_shard_in_a_bucket_is_named(s3, demo):
@@ -203,7 +205,7 @@ def test_a_damaged_shard_in_a_bucket_is_named(s3, demo):
         read_index(folder, manifest, ("mu",))
 
 
-def test_the_commands_of_the_page_run(head, s3, demo, demo_arguments):
+def test_the_commands_of_the_page_run(workspace, head, s3, demo):
     """Where they say HEAD, BUCKET and MLFLOW stand those of the tests; training is as short as the demo's."""
     here = {"http://HEAD:8265": head.address, "http://MLFLOW:5000": head.record, "s3://BUCKET/voxfleet": head.root}
     asked = list(filter(pages.of_a_cluster, pages.commands("cluster")))
@@ -215,7 +217,7 @@ def test_the_commands_of_the_page_run(head, s3, demo, demo_arguments):
         if "doctor" not in arguments:
             own = ["--output", f"page/{number}", "--package", f"page/{number}/model", "--name", f"page-{number}"]
             own += ["--resources.workers", "1"]
-            arguments += [*demo_arguments["train"][3:], *own]
+            arguments += [*workspace.smaller("train"), *own]
         done = subprocess.run(
             [sys.executable, "-m", {"voxfleet": "voxfleet.cli", "ray": "ray.scripts.scripts"}[program], *arguments],
             cwd=pages.ROOT,
@@ -229,8 +231,8 @@ def test_the_commands_of_the_page_run(head, s3, demo, demo_arguments):
         assert voxfleet.load_model(f"{head.root}/page/{number}/model").classes == ("HC", "TLE")
 
 
-def test_a_failed_job_gives_its_exit_code_and_its_log(head, demo_arguments, capfd):
-    arguments = [*demo_arguments["encode"], "--data", "nowhere", "--output", "elsewhere", "--id", "fails"]
+def test_a_failed_job_gives_its_exit_code_and_its_log(workspace, head, capfd):
+    arguments = [*workspace.arguments("encode"), "--data", "nowhere", "--output", "elsewhere", "--id", "fails"]
     assert head.submit(*arguments) == 2
     seen = capfd.readouterr()
     reason = "voxfleet: error: nowhere holds no finished volumes"
@@ -242,13 +244,13 @@ def test_a_failed_job_gives_its_exit_code_and_its_log(head, demo_arguments, capf
     assert reason in capfd.readouterr().out
 
 
-def test_a_relative_path_that_begins_nowhere_is_refused(head, demo_arguments, capfd):
-    assert head.run("submit", *demo_arguments["cohort"]) == 2
+def test_a_relative_path_that_begins_nowhere_is_refused(workspace, head, capfd):
+    assert head.run("submit", *workspace.arguments("cohort")) == 2
     assert re.search(r"error: demo/cohort\S* is a relative path.*voxfleet submit --root", capfd.readouterr().out)
 
 
-def test_left_looked_at_again_stopped_and_gone_on_with(head, demo, demo_arguments, tmp_path, capfd):
-    long = [*demo_arguments["train"], "--trainer.epochs", "400", "--trainer.checkpoint_every", "1"]
+def test_left_looked_at_again_stopped_and_gone_on_with(workspace, head, demo, tmp_path, capfd):
+    long = [*workspace.arguments("train"), "--trainer.epochs", "400", "--trainer.checkpoint_every", "1"]
     long += ["--output", "long", "--package", "long/package", "--name", "long"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

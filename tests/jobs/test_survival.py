@@ -34,9 +34,7 @@ TRAINER, TASK, HOST = "ray::RayTrainWorker", "ray::Map", "ray::Host"  # titles o
 def bucket(s3, workspace):
     """What an undisturbed demo leaves, in a bucket."""
     root = f"{s3}/survival"
-    for path in workspace.demo.rglob("*"):
-        if path.is_file() and path.suffix != ".db":
-            storage.write_bytes(f"{root}/demo/{path.relative_to(workspace.demo)}", path.read_bytes())
+    workspace.upload(root, *(path.name for path in workspace.demo.iterdir() if path.is_dir()))
     return root
 
 
@@ -132,7 +130,7 @@ def test_shards(survive, workspace, job, kind, column, faults, more):
 @pytest.mark.parametrize(
     ("job", "faults", "more"),
     [
-        ("train-vae", [Fault("worker", 4), Fault("driver", 10)], []),
+        ("train-vae", [Fault("worker", 4), Fault("interrupt", 10)], []),
         (
             "train",
             [Fault("worker", 4), Fault("record", 6), Fault("storage", 8), Fault("node", 12), Fault("driver", 20)],
@@ -168,13 +166,14 @@ def recorded(harness, name):
 
 def test_tune(survive, harness, workspace, tmp_path):
     """Same trials, same scores, same best; each trial has one record."""
-    more = ["--search.max_concurrent", "1", "--search.trials", "3", "--trainer.checkpoint_every", "1"]
+    more = ["--search.max_concurrent", "1", "--search.trials", "2", "--search.max_samples", "18"]
+    more += ["--trainer.checkpoint_every", "1"]
     assert workspace.run("tune", *more, "--output", str(tmp_path), "--tracking.uri", "null") == 0
 
     def trials(folder):
         return steps(f"{folder}/quick/trials")
 
-    faults = [Fault("driver", 3), Fault("node", 8), Fault("driver", 14)]
+    faults = [Fault("driver", 1), Fault("node", 3)]
     there = f"{survive('tune', faults, TRAINER, trials, *more)}/quick"
     here = str(tmp_path / "quick")
     found, clean = (
@@ -197,8 +196,9 @@ def test_tune(survive, harness, workspace, tmp_path):
 
 def test_generate(survive, workspace):
     """Each sample is there once, and those of an undisturbed campaign are the same."""
-    more = ["--gate.latents", "null", "--campaign.samples", str(SAMPLES), "--save.shard_size", "2"]
-    faults = [Fault("worker", 3), Fault("node", 8), Fault("storage", 14), Fault("driver", 20)]
+    more = ["--gate.latents", "null", "--campaign.samples", str(SAMPLES)]
+    more += ["--save.shard_size", "2", "--save.latents", "true"]
+    faults = [Fault("worker", 3), Fault("interrupt", 8), Fault("node", 12), Fault("storage", 16), Fault("driver", 20)]
     there = survive("generate", faults, HOST, fragments, *more)
     rows, clean = (
         pq.read_table(pa.BufferReader(storage.read_bytes(f"{folder}/manifest.parquet"))).to_pylist()
@@ -210,6 +210,10 @@ def test_generate(survive, workspace):
         row["sample_id"]: hashlib.sha256(storage.read_bytes(f"{there}/{row['file']}")).hexdigest() for row in rows
     }
     assert {row["sample_id"]: row["sha256"] for row in clean}.items() <= digests.items()
+    latents = f"{there}/latents"
+    files = read_manifest(latents, "latents").files(latents)
+    assert {f"{latents}/{name}" for name in storage.names(latents) if name.endswith(".parquet")} == set(files)
+    assert sorted(name for file in files for name in read_shard(file)["source"].to_pylist()) == list(digests)
 
 
 def test_evaluate(survive, bucket, workspace):

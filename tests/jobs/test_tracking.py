@@ -46,6 +46,7 @@ def shared(folder):
     return storage.names(str(folder / ".voxfleet" / "packages"))
 
 
+@pytest.mark.slow
 def test_generate_takes_a_registered_model(workspace, registered, from_a_server, tmp_path, capsys):
     out = tmp_path / "out"
     more = ["--model", "models:/heads@final", "--output", str(out), "--tracking.uri", registered.uri]
@@ -59,6 +60,7 @@ def test_generate_takes_a_registered_model(workspace, registered, from_a_server,
     assert shared(out) == ["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "more", "made", "names"),
     [

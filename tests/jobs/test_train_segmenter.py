@@ -8,6 +8,7 @@ import pytest
 from voxfleet.packages import load_segmenter
 
 
+@pytest.mark.slow
 def test_a_segmenter_is_trained_on_label_maps(fails, workspace, tmp_path, capsys):
     assert workspace.run("train-segmenter") == 0
     folder = workspace.demo / "segmenter"

@@ -48,6 +48,7 @@ def test_two_workers_train_all_terms_as_one_does(train_vae):
     assert [point["discriminator"] > 0 for point in one] == [False] * 2 + [True] * 4
 
 
+@pytest.mark.slow
 def test_the_package_holds_the_autoencoder_and_the_checkpoint_the_adversary_too(train_vae, workspace):
     code, folder = train_vae("by1", *EACH_STEP)  # complete, where the test above has run
     assert code == 0

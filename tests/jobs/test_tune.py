@@ -3,12 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from voxfleet import storage
 from voxfleet.cli import parse
@@ -23,13 +22,10 @@ def tune(workspace, tmp_path, empty_database):
     """Runs a search in the workspace; its folder is ``tmp_path/NAME/quick``."""
     shutil.copy(empty_database, tmp_path / "m.db")
 
-    def arguments(name, *more):
-        return ["--output", str(tmp_path / name), "--tracking.uri", f"sqlite:///{tmp_path}/m.db", *more]
-
     def run(name, *more):
-        return workspace.run("tune", *arguments(name, *more))
+        where = ["--output", str(tmp_path / name), "--tracking.uri", f"sqlite:///{tmp_path}/m.db"]
+        return workspace.run("tune", *where, *more)
 
-    run.arguments = arguments
     return run
 
 
@@ -131,14 +127,8 @@ def test_a_search_of_another_space_is_refused(tune, fails, tmp_path):
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_on_two_cpus_all_finish(workspace, tune, tmp_path):
-    code = (
-        "import sys, voxfleet.engine.cluster, ray; from voxfleet.cli import main; "
-        "ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False); "
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    more = tune.arguments("out", "--resources.workers", "2", "--search.trials", "2", "--search.scheduler", "none")
-    command = [sys.executable, "-c", code, *workspace.arguments("tune", *more, "--search.max_samples", "12")]
-    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+def test_trials_whose_workers_take_all_cpus_all_finish(tune, tmp_path):
+    cpus = str(int(ray.cluster_resources()["CPU"]))
+    more = ["--search.trials", "2", "--search.scheduler", "none", "--search.max_samples", "12"]
+    assert tune("out", "--resources.workers", cpus, *more) == 0
     assert [len(trial["scores"]) for trial in records(tmp_path / "out" / "quick")] == [1, 1]

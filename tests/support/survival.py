@@ -21,6 +21,8 @@ from typing import NamedTuple, TypeVar
 
 import psutil
 
+from voxfleet.cli import INTERRUPTED
+
 HOLD = Path(__file__).parent / "hold_nodes.py"
 _DEADLINE_S = 240
 _LOOK_S = 0.05
@@ -30,6 +32,8 @@ T = TypeVar("T")
 
 class Fault(NamedTuple):
     """``who`` is killed: a worker, a node (another joins), the driver (and started again); storage and record go away.
+
+    An "interrupt" is what a terminal does to the driver, which is started again, too.
 
     It happens when the job's ``progress`` has come this far, and one of its workers is at work.
     """
@@ -123,7 +127,7 @@ class Harness:
         try:
             for fault in faults:
                 self._wait(process, functools.partial(self._has_failed, fault, title, progress, process))
-                if fault.who == "driver":
+                if fault.who in ("driver", "interrupt"):
                     self._wait(None, lambda: not self.nodes.workers(title))  # they outlive their driver by some steps
                     before.append(done())
                     process = self._start(arguments)
@@ -144,6 +148,7 @@ class Harness:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
             )
 
     def _wait(self, process: subprocess.Popen | None, happens: Callable[[], bool]) -> None:
@@ -164,6 +169,9 @@ class Harness:
         if fault.who == "driver":
             driver.kill()
             driver.wait()
+        elif fault.who == "interrupt":
+            os.killpg(driver.pid, signal.SIGINT)
+            assert driver.wait(timeout=60) == INTERRUPTED, self.log.read_text()
         elif fault.who == "record":
             self.record.kill()
             self._returns = threading.Thread(target=self.record.start)  # takes a while: the job does not wait for it

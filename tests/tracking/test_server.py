@@ -3,6 +3,7 @@
 import threading
 
 import mlflow
+import pytest
 import torch
 from made_up import MODEL
 
@@ -13,6 +14,7 @@ from voxfleet.tracking.outbox import Record
 from voxfleet.tracking.record import open_tracker, resolve_model
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_has_everything_once_and_in_order(mlflow_server, tmp_path):
     server, said, sent_again, failed = mlflow_server, [], threading.Event(), threading.Event()
 

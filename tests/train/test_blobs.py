@@ -80,8 +80,9 @@ def train(diffusion):
     return model.eval(), recipe, separation(data, labels)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param("flow", marks=pytest.mark.slow), pytest.param("x0", marks=pytest.mark.matrix)]
+)
 def test_guidance_separates_the_classes(name):
     model, recipe, real = train(PROCESSES[name])
     labels = torch.arange(256) % 2
