@@ -15,8 +15,8 @@ GEOMETRY |= {"orientation": "RAS"}
     ("kind", "good", "bad"),
     [
         (str, ["", "a"], [None, 1, ["a"]]),
-        (int, [0, -3], [True, 1.0, "1"]),
-        (float, [0, 0.5], [float("nan"), float("inf"), True, "1"]),
+        (int, [0, -3], [True, 1.0, "1", 1 << 63]),
+        (float, [0, 0.5], [float("nan"), float("inf"), 10**400, True, "1"]),
         (bool, [True], [1, None]),
         (str | None, ["a", None], [1]),
         (list[int], [[], [1, 2]], [[1, "a"], {}, None]),

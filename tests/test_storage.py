@@ -150,7 +150,7 @@ def test_json_round_trip_and_one_line_for_what_is_not_json(tmp_path):
     document = {"a": [1, 2.5, None], "b": {"c": "text"}}
     assert storage.write_json(uri, document) == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
     assert storage.read_json(uri) == document
-    for data in (b'{"a": 1', b'{"a": "\xff"}'):
+    for data in (b'{"a": 1', b'{"a": "\xff"}', b"1" * 5000, b"[" * 100_000):
         storage.write_bytes(uri, data)
         assert re.search(r"d\.json is not valid JSON", one_line(storage.read_json, uri))
 

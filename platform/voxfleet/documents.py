@@ -1,11 +1,13 @@
 """JSON that others may have written: whether it holds what is expected, before anything is done with it."""
 
-import math
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from voxfleet.errors import UserError
+
+_MOST = 1 << 63  # what arrays hold
 
 
 class Geometry(TypedDict):
@@ -68,7 +70,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if kind is int:
+        return type(value) is int and abs(value) < _MOST
     return type(value) is (kind or types.NoneType)
 
 

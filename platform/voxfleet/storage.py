@@ -330,7 +330,7 @@ def read_json(uri: str) -> Any:
     """
     try:
         return json.loads(read_bytes(uri))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits, and of a thousand brackets, too
         raise UserError(f"{uri} is not valid JSON ({error}); make it again with the job that wrote it") from error
 
 

@@ -39,6 +39,7 @@ from voxfleet.train.step import TrainerConfig
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 COLUMNS = ("mu", "logvar")
+_WARNED_IN = 2  # the epoch of step 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Witness(DiffusionRecipe):
     first: str = ""  # where the address of the first checkpoint goes, if that is waited for
 
     def loss(self, model, batch, draws):
-        waits = self.first and not Path(self.first).exists()  # for Ray's watcher, which takes seconds to start
-        time.sleep(0.5 if waits else 0.05)  # so that there is something left to do when the node is lost
+        warned = self.first and draws.epoch > _WARNED_IN and not Path(self.first).exists()
+        time.sleep(2.0 if warned else 0.05)  # so that there is something left to do when Ray's watcher has seen it
         drawn = zip(draws.index.tolist(), batch["mu"][:, 0, 0, 0, 0].tolist(), strict=True)
         with Path(self.seen, str(os.getpid())).open("a") as file:
             file.writelines(json.dumps([draws.epoch, *draw]) + "\n" for draw in drawn)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 
 import pytest
 
@@ -49,13 +50,16 @@ def test_lines_for_those_who_collect_logs(clock, capsys, monkeypatch):
     clock[0] += 50
     progress.advance(10, "fine")
     console.say("it went well")
-    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    logging.getLogger("voxfleet.storage").warning("%s: busy; trying again in %g s", "s3://bucket/a", 0.5)
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
     assert first | {"time": ""} == {
         **{"time": "", "level": "info", "job": "encode", "stage": "shards", "message": "10/100 volumes, fine"},
         **{"done": 10, "total": 100, "unit": "volumes", "rate": 0.0},
     }
     assert datetime.datetime.fromisoformat(first["time"]).tzinfo
     assert (second["stage"], second["message"]) == ("", "it went well")
+    assert (third["level"], third["job"]) == ("warning", "encode")
+    assert third["message"] == "s3://bucket/a: busy; trying again in 0.5 s"
 
 
 def test_an_error_is_such_a_line_too(capsys, monkeypatch):

@@ -26,12 +26,13 @@ def drive(script, *arguments, said=os.devnull):
     """Run the script; returns its exit code. What a killed driver leaves running is ended here."""
     with open(said, "w") as errors:
         process = subprocess.Popen([sys.executable, script, *arguments], stderr=errors, start_new_session=True)
-        code = process.wait(timeout=400)
-    left = [other for other in psutil.process_iter() if _session(other.pid) == process.pid]
-    for other in left:
-        other.kill()
-    psutil.wait_procs(left)
-    return code
+    try:
+        return process.wait(timeout=400)
+    finally:
+        left = [other for other in psutil.process_iter() if _session(other.pid) == process.pid]
+        for other in left:
+            other.kill()
+        psutil.wait_procs(left)
 
 
 def _session(pid):

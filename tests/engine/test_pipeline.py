@@ -289,6 +289,17 @@ def test_a_worker_that_will_never_be_up_is_replaced(pool):
     assert [actor.up for actor in pool.actors] == [True, True]
 
 
+def test_workers_that_die_together_are_one_loss_of_a_batch(tmp_path):
+    """As with their node: those that had nothing to do are found dead before they are given the batch."""
+    with Pipeline(stages(tmp_path, sums=engine._LOSSES + 1)) as pipeline:
+        for pool in pipeline._pools:
+            arrive(pool)
+        for actor in pipeline._pools[1].actors:
+            ray.kill(actor.handle)
+            until(lambda handle=actor.handle: is_gone(handle))
+        assert [parcel.result for parcel in pipeline.run(numbers(3))] == [(3, 6)]
+
+
 def test_a_stage_may_be_without_a_worker_for_a_while(pool, monkeypatch):
     now = [pool._up_at]
     monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))

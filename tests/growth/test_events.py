@@ -159,5 +159,9 @@ def test_lost_nodes_cost_their_steps_since_the_last_checkpoint_and_the_start():
 def test_a_training_that_would_never_end_is_refused():
     with pytest.raises(UserError, match=r"lost every 10 s.*every 100 s: the training would never end"):
         trained(step_s=1.0, node_lives_s=10.0)
+    with pytest.raises(UserError, match=r"every 100 s: the training would never end"):
+        trained(read_bytes=1e9, storage_bytes_per_s=8e9, node_lives_s=10.0)
+    with pytest.raises(ValueError, match="step_s is inf; it must be finite"):
+        trained(step_s=math.inf)
     with pytest.raises(ValueError, match="overlap is 2"):
         trained(overlap=2)

@@ -147,7 +147,7 @@ def wait_until(happened, process, log):
 @pytest.fixture(scope="module")
 def demo(workspace, head):
     """What the jobs of the demo leave, in small, the later ones of them done on the cluster."""
-    workspace.upload(head.root, "cohort", "vae")
+    workspace.upload(head.root, "cohort", "vae", "runs/vae")  # of which evaluate draws the losses
     for job in DONE:
         assert head.submit(*workspace.arguments(job), "--id", f"demo-{job}") == 0, job
     return f"{head.root}/demo"
@@ -237,7 +237,8 @@ def test_a_failed_job_gives_its_exit_code_and_its_log(workspace, head, capfd):
     seen = capfd.readouterr()
     reason = "voxfleet: error: nowhere holds no finished volumes"
     assert reason in seen.out
-    assert "voxfleet: error: fails ended with exit code 2; `voxfleet logs fails` shows its log again" in seen.err
+    how = f"`voxfleet logs fails --address {head.address}` shows its log again"
+    assert f"fails ended with exit code 2; {how}" in seen.err
     assert head.run("logs", "fails") == 2
     assert reason in capfd.readouterr().out
     assert head.run("logs", "fails", "--follow", "false") == 0
@@ -263,11 +264,12 @@ def test_left_looked_at_again_stopped_and_gone_on_with(workspace, head, demo, tm
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=_WITHIN_S) == 130
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    how = "`voxfleet logs long` shows it, `voxfleet stop long` stops it, `voxfleet jobs` lists all"
+    at = f"--address {head.address}"
+    how = f"`voxfleet logs long {at}` shows it, `voxfleet stop long {at}` stops it, `voxfleet jobs {at}` lists all"
     assert last == f"voxfleet: long goes on; {how}"
     checkpoints = CheckpointStore(f"{head.root}/long/long")
     looking = subprocess.Popen(
-        [sys.executable, "-m", "voxfleet.cli", "logs", "long", "--address", head.address],
+        [sys.executable, "-m", "voxfleet.cli", *re.search(r"`voxfleet (logs long .*?)`", last)[1].split()],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -322,4 +324,5 @@ def test_a_wrong_token_is_one_line(head, tmp_path, monkeypatch, fails, token, re
 
 def test_an_unknown_job_is_one_line(head, fails):
     for command in ("logs", "stop"):
-        assert f"{head.address} knows no job nobody; `voxfleet jobs` lists" in fails(head.run, command, "nobody")
+        line = fails(head.run, command, "nobody")
+        assert f"knows no job nobody; `voxfleet jobs --address {head.address}` lists" in line

@@ -26,8 +26,10 @@ from voxfleet.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
 SAMPLES = 40
+FINE = ["--subjects_per_shard", "1"]
 LONG = ["--trainer.epochs", "16", "--trainer.checkpoint_every", "1", "--trainer.log_every", "1"]
 TRAINER, TASK, HOST = "ray::RayTrainWorker", "ray::Map", "ray::Host"  # titles of processes
+FIGURES = r"ray::(Map|_figure|_at\b|_aligned|_reconstruct|_kernel_block|_symmetric)"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,6 @@ def harness(bucket, workspace, s3_port, empty_database, tmp_path_factory):
         finally:
             nodes.close()
         assert min(handler.errors, handler.late) > 0
-        assert handler.unanswered >= handler.requests // faults["silent_every"]
 
 
 @pytest.fixture
@@ -103,6 +104,12 @@ def contents(folder, kind, column):
     return found
 
 
+@pytest.fixture(scope="module")
+def fine(workspace, bucket):
+    """More shards than the demo has."""
+    assert workspace.run("prepare", *FINE, "--output", f"{bucket}/fine", "--tracking.uri", "null") == 0
+
+
 def test_cohort(survive, workspace):
     there = survive("cohort", [Fault("worker", 2), Fault("driver", 5)], TASK, fragments)
     here = workspace.demo / "cohort"
@@ -115,11 +122,11 @@ def test_cohort(survive, workspace):
 @pytest.mark.parametrize(
     ("job", "kind", "column", "faults", "more"),
     [
-        ("prepare", "volumes", "volume", ["worker", "node", "driver"], ["--subjects_per_shard", "1"]),
-        ("encode", "latents", "mu", ["node", "storage", "worker"], ["--data", "prepare"]),
+        ("prepare", "volumes", "volume", ["worker", "node", "driver"], FINE),
+        ("encode", "latents", "mu", ["node", "storage", "worker"], ["--data", "fine"]),
     ],
 )
-def test_shards(survive, workspace, job, kind, column, faults, more):
+def test_shards(survive, workspace, fine, job, kind, column, faults, more):
     there = survive(job, [Fault(who, 2 + 2 * n) for n, who in enumerate(faults)], TASK, fragments, *more)
     found, clean = (contents(folder, kind, column) for folder in (there, workspace.demo / kind))
     assert found.keys() == clean.keys()
@@ -165,7 +172,7 @@ def recorded(harness, name):
 
 
 def test_tune(survive, harness, workspace, tmp_path):
-    """Same trials, same scores, same best; each trial has one record."""
+    """Same trials, same scores, same best; each trial has one record, and is scored once after so many samples."""
     more = ["--search.max_concurrent", "1", "--search.trials", "2", "--search.max_samples", "18"]
     more += ["--trainer.checkpoint_every", "1"]
     assert workspace.run("tune", *more, "--output", str(tmp_path), "--tracking.uri", "null") == 0
@@ -173,8 +180,10 @@ def test_tune(survive, harness, workspace, tmp_path):
     def trials(folder):
         return steps(f"{folder}/quick/trials")
 
-    faults = [Fault("driver", 1), Fault("node", 3)]
+    faults = [Fault("driver", 3), Fault("node", 5)]
     there = f"{survive('tune', faults, TRAINER, trials, *more)}/quick"
+    scored = re.findall(r"^(trial \d+): val_loss \S+ (after \d+ samples)", harness.log.read_text(), re.MULTILINE)
+    assert len(set(scored)) == len(scored) > 0
     here = str(tmp_path / "quick")
     found, clean = (
         [storage.read_json(f"{folder}/record/{name}") for name in storage.names(f"{folder}/record")]
@@ -190,7 +199,7 @@ def test_tune(survive, harness, workspace, tmp_path):
     assert best[0] == best[1]
     for trial in clean:
         steps_seen = [step for step, _ in recorded(harness, f"quick-{trial['number']:05d}")("val_loss")]
-        assert sorted(set(steps_seen)) == steps_seen
+        assert sorted(set(steps_seen)) == steps_seen != []
     assert recorded(harness, "quick")
 
 
@@ -218,6 +227,6 @@ def test_generate(survive, workspace):
 
 def test_evaluate(survive, bucket, workspace):
     more = ["--page", f"{bucket}/evaluate.html"]
-    there = survive("evaluate", [Fault("worker", 0), Fault("driver", 1)], TASK, fragments, *more)
+    there = survive("evaluate", [Fault("worker", 0), Fault("driver", 1)], FIGURES, fragments, *more)
     found = storage.read_json(f"{there}/figures.json")
     assert found == json.loads((workspace.demo / "report" / "figures.json").read_text())

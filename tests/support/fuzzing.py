@@ -26,6 +26,7 @@ SCALARS = st.one_of(
     st.booleans(),
     st.integers(-3, 70),
     st.integers(),
+    st.just(10**400),  # beyond what a float holds
     st.floats(),
     TEXTS,
 )

@@ -21,7 +21,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     failures, status, code, behind, refused = 0, 503, "SlowDown", 0, None
     error_every, slow_every, silent_every, away = 0, 0, 0, False
     number = itertools.count(1)
-    requests, errors, late, unanswered = 0, 0, 0, 0
+    errors, late, refused_away = 0, 0, 0
 
     @classmethod
     @contextlib.contextmanager
@@ -37,10 +37,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     def _answer(self):
         kind = type(self)
         number = next(self.number)
-        kind.requests += 1
         body = self._body()
         if self._is_unanswered(number):
-            kind.unanswered += 1
             self.close_connection = True
             return
         if self.slow_every and number % self.slow_every == 0:
@@ -49,10 +47,13 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self._send(*(self._failed() if self._fails(number) else self._asked(body)))
 
     def _is_unanswered(self, number):
-        if not self.away and self.silent_every and number % self.silent_every == 0:
+        if self.away:
+            type(self).refused_away += 1
+            return True
+        if self.silent_every and number % self.silent_every == 0:
             time.sleep(_SILENT_S)
             return True
-        return self.away
+        return False
 
     def _fails(self, number):
         if self.error_every and number % self.error_every == 0:

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ class Nodes:
             env=environment,
             start_new_session=True,
         )
-        where = json.loads(self._process.stdout.readline())
+        where = json.loads(self._answer())
         self.address, self.token, self.ids = where["address"], where["token"], where["nodes"]
 
     def workers(self, title):
@@ -76,9 +77,14 @@ class Nodes:
         """Kill a node that has such a worker, if there is one; another has joined when this returns. Says if it did."""
         self._process.stdin.write(title + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        answer = self._answer()
         assert answer in ("lost\n", "none\n")
         return answer == "lost\n"
+
+    def _answer(self):
+        ready, _, _ = select.select([self._process.stdout], [], [], _DEADLINE_S)
+        assert ready, "the cluster does not answer"
+        return self._process.stdout.readline()
 
     def close(self):
         """End the cluster."""
@@ -177,8 +183,9 @@ class Harness:
             self._returns = threading.Thread(target=self.record.start)  # takes a while: the job does not wait for it
             self._returns.start()
         else:
-            self.storage.away = True
+            before, self.storage.away = self.storage.refused_away, True
             time.sleep(_AWAY_S)  # an outage has a length
+            self._wait(driver, lambda: self.storage.refused_away > before)  # and is noticed
             self.storage.away = False
         return True
 

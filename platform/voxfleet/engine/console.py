@@ -6,6 +6,7 @@ for progress done, total, unit and rate.
 
 import datetime
 import json
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,16 @@ _STAGE = re.compile(r"([\w.-]+): (.*)", re.DOTALL)
 _job = ""
 
 
+class _Said(logging.Handler):
+    """What the parts below the engine log, such as storage that is asked again, is said as all else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage(), level=record.levelname.lower())
+
+
+_said = _Said(logging.WARNING)
+
+
 def begin(job: str) -> None:
     """From now on this process is of ``job``.
 
@@ -29,6 +40,7 @@ def begin(job: str) -> None:
     """
     global _job
     _job = job
+    logging.getLogger("voxfleet").addHandler(_said)  # once, however often
     if (asked := os.environ.get(LOG, "")) not in ("", "text", "json"):
         raise UserError(f"{LOG} is {asked!r}; it must be text or json")
 

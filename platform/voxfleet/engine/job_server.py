@@ -41,12 +41,13 @@ class JobServer:
 
     def __init__(self, config: ProfileConfig) -> None:
         self.address = config.job_server
+        self.at = f" --address {self.address}" if config.address else ""  # what other commands need, too
         headers = _authorization()
         self._probe(headers)
         preferred = {name: os.environ.pop(name) for name in _PREFERRED if name in os.environ}
         try:
             self.client = _Client(self.address, headers=headers)
-        except (RuntimeError, ConnectionError, AuthenticationError) as error:
+        except (RuntimeError, ConnectionError, AuthenticationError, requests.RequestException) as error:
             raise UserError(f"{self.address}: {_line(error)}") from error
         finally:
             os.environ.update(preferred)
@@ -80,7 +81,7 @@ class JobServer:
         except RuntimeError as error:  # Ray's, for every answer that is no success
             status = re.search(r"status code (\d+)", str(error))
             if status and status[1] == "404":
-                raise UserError(f"{self.address} knows no job {name}; `voxfleet jobs` lists those it knows") from error
+                raise UserError(f"{self.address} knows no job {name}; `voxfleet jobs{self.at}` lists all") from error
             if status and status[1].startswith("4"):
                 raise UserError(f"{self.address} refuses: {_line(error)[:300]}") from error
             raise NoAnswerError(f"{self.address} has a fault ({_line(error)[:300]}); try again") from error
@@ -105,10 +106,26 @@ class JobServer:
         try:
             details = asyncio.run(self._print(name))
         except KeyboardInterrupt:
-            raise EndedError(f"{name} goes on; {how_to_go_on(name)}", EndedError.INTERRUPTED) from None
+            raise EndedError(f"{name} goes on; {self.how_to_go_on(name)}", EndedError.INTERRUPTED) from None
         except NoAnswerError as error:
-            raise EndedError(f"{error}; {name} may go on: {how_to_go_on(name)}", EndedError.INTERRUPTED) from error
-        raise_unless_done(name, details)
+            raise EndedError(f"{error}; {name} may go on: {self.how_to_go_on(name)}", EndedError.INTERRUPTED) from error
+        self._raise_unless_done(name, details)
+
+    def how_to_go_on(self, name: str) -> str:
+        """What can be done with a job that runs."""
+        commands = (f"`voxfleet {command}{self.at}`" for command in (f"logs {name}", f"stop {name}", "jobs"))
+        return "{} shows it, {} stops it, {} lists all".format(*commands)
+
+    def _raise_unless_done(self, name: str, details: JobDetails) -> None:
+        """Make the end of a job that of this process: an EndedError with its exit code, if that was not 0."""
+        if details.status == JobStatus.STOPPED:
+            raise EndedError(
+                f"{name} was stopped; the same submission goes on from where it was", EndedError.INTERRUPTED
+            )
+        if details.status == JobStatus.FAILED:
+            code = details.driver_exit_code
+            why = f"exit code {code}" if code is not None else _last_line(details.message)
+            raise EndedError(f"{name} ended with {why}; `voxfleet logs {name}{self.at}` shows its log again", code or 1)
 
     async def _print(self, name: str) -> JobDetails:
         """Print the log as it is written; what was printed is not printed again where the connection is made anew."""
@@ -146,31 +163,17 @@ class _Client(JobSubmissionClient):
         return super()._do_request(method, endpoint, **{"timeout": _ANSWER_S, **options})
 
 
-def raise_unless_done(name: str, details: JobDetails) -> None:
-    """Make the end of a job that of this process.
-
-    Raises:
-        EndedError: with the job's exit code, if it was not 0.
-    """
-    if details.status == JobStatus.STOPPED:
-        raise EndedError(f"{name} was stopped; the same submission goes on from where it was", EndedError.INTERRUPTED)
-    if details.status == JobStatus.FAILED:
-        code = details.driver_exit_code
-        why = f"exit code {code}" if code is not None else _last_line(details.message)
-        raise EndedError(f"{name} ended with {why}; `voxfleet logs {name}` shows its log again", code or 1)
-
-
-def how_to_go_on(name: str) -> str:
-    """What can be done with a job that runs."""
-    return f"`voxfleet logs {name}` shows it, `voxfleet stop {name}` stops it, `voxfleet jobs` lists all"
-
-
 def _authorization() -> dict[str, str]:
     """The header with the cluster's token, from where Ray looks for it; none where there is no token."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
-    if not token and file.is_file():
-        token = file.read_text()
+    try:
+        if not token and file.is_file():
+            token = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the cluster's token in {file} ({error}); let RAY_AUTH_TOKEN_PATH name it"
+        ) from error
     return {"Authorization": f"Bearer {token.strip()}"} if token and token.strip() else {}
 
 

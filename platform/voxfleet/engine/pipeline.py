@@ -124,10 +124,15 @@ class _Pool:
         return max(cpus, key=lambda node: cpus[node] / (1 + taken[node]))
 
     def lost(self, actor: _Actor) -> None:
-        """A call of this actor was lost: it gets no other before it is up again."""
+        """A call of this actor was lost: it gets no other before it is up again.
+
+        Nor do those on its node that have nothing to do: where the node is lost, no call would have told.
+        """
         actor.calls -= 1
         if actor.up:
-            self._expect(actor)
+            for other in self.actors:
+                if other is actor or (other.up and other.node == actor.node and not other.calls):
+                    self._expect(other)
 
     def _expect(self, actor: _Actor) -> None:
         actor.up = False

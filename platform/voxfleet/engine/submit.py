@@ -14,7 +14,7 @@ import voxfleet
 from voxfleet import storage
 from voxfleet.config.submission import PROFILE, SubmitConfig
 from voxfleet.engine.console import say
-from voxfleet.engine.job_server import JobServer, how_to_go_on
+from voxfleet.engine.job_server import JobServer
 from voxfleet.engine.output import as_document
 from voxfleet.errors import UserError
 from voxfleet.tracking.outbox import masked
@@ -48,7 +48,7 @@ def submit(config: SubmitConfig, job: str, job_config: Any) -> None:
             metadata={"job": job, "voxfleet": voxfleet.__version__},
         )
     if not config.follow:
-        say(f"{name} is submitted to {server.address}; {how_to_go_on(name)}")
+        say(f"{name} is submitted to {server.address}; {server.how_to_go_on(name)}")
         return
     say(f"{name} runs on {server.address}; Ctrl-C leaves it running")
     server.follow(name)

@@ -1,6 +1,7 @@
 """What the machinery costs, whatever is computed."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,8 +27,8 @@ class Overheads:
     bytes_per_s: float
 
 
-def check_numbers(plan: Any, may_be_zero: Iterable[str]) -> None:
-    """Make sure that the numbers of a dataclass are more than 0, or some of them not less.
+def check_numbers(plan: Any, may_be_zero: Collection[str], may_be_infinite: Collection[str] = ()) -> None:
+    """Make sure that the numbers of a dataclass are finite and more than 0, but for some of them.
 
     Raises:
         ValueError: names one that is.
@@ -36,3 +37,5 @@ def check_numbers(plan: Any, may_be_zero: Iterable[str]) -> None:
         value, zero = getattr(plan, name), name in may_be_zero
         if not (value >= 0 if zero else value > 0):
             raise ValueError(f"{name} is {value}; it must be {'0 or more' if zero else 'more than 0'}")
+        if math.isinf(value) and name not in may_be_infinite:
+            raise ValueError(f"{name} is {value}; it must be finite")

@@ -67,7 +67,7 @@ class Training:
             "state_bytes",
             "restart_s",
         )
-        check_numbers(self, zero)
+        check_numbers(self, zero, may_be_infinite=("node_lives_s",))
         if self.overlap > 1:
             raise ValueError(f"overlap is {self.overlap}; it is a share, at most 1")
 
@@ -149,12 +149,19 @@ class _Run:
     def _check_ends(self) -> None:
         """An interval is done again until no node is lost in it: e^(interval / life) times."""
         plan = self.plan
-        interval_s = min(plan.checkpoint_every, plan.steps) * (plan.step_s + plan.reduce_s(self.gpus))
+        steps_s = min(plan.checkpoint_every, plan.steps) * self._step_s
+        interval_s = plan.snapshot_s + max(steps_s, plan.state_bytes / self.costs.bytes_per_s)
         if interval_s > _MOST_LIVES * self._life_s:
             raise UserError(
                 f"on {self.gpus} GPUs a node is lost every {self._life_s:.0f} s, and a checkpoint is written every "
                 f"{interval_s:.0f} s: the training would never end; lower training.checkpoint_every"
             )
+
+    @property
+    def _step_s(self) -> float:
+        """About what a step takes."""
+        plan, gpus = self.plan, self.gpus
+        return max(plan.step_s + plan.reduce_s(gpus), plan.read_s(gpus))
 
     @property
     def _life_s(self) -> float:
@@ -181,9 +188,8 @@ class _Run:
 
     def _take_back(self, steps: int) -> None:
         """Steps that are done again had been in vain: their time goes to the lost nodes."""
-        each = self.plan.step_s + self.plan.reduce_s(self.gpus)
         useful = sum(self.spent.values()) - self.spent["lost nodes"]
-        share = min(1.0, steps * each / useful) if useful else 0.0
+        share = min(1.0, steps * self._step_s / useful) if useful else 0.0
         for name in (*_STEPS, "checkpoints"):
             self.spent["lost nodes"] += self.spent[name] * share
             self.spent[name] *= 1 - share
