@@ -73,22 +73,27 @@ def kills(seed):
     "kind", [pytest.param("elastic", marks=pytest.mark.matrix), pytest.param("warned", marks=pytest.mark.slow)]
 )
 def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path, kind):
-    """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint."""
+    """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint.
+
+    After that, when another node joins, the third worker is there again.
+    """
     data, manifest = latents(rows=ROWS)
     assert drive(LOSE_NODE, str(tmp_path), kind, said=tmp_path / "said") == 0
     if kind == "warned":
         warned = int(re.search(r"step-(\d+)", (tmp_path / "first").read_text())[1])
         assert 12 <= warned < 60
         assert f"going on from step {warned}\n" in (tmp_path / "said").read_text()
-    lines = [line for path in (tmp_path / "seen").iterdir() for line in path.read_text().splitlines()]
-    got = defaultdict(set)
-    for epoch, place, value in map(json.loads, lines):
-        got[epoch, place].add(value)
+    got, workers = defaultdict(set), defaultdict(set)
+    for path in (tmp_path / "seen").iterdir():
+        for epoch, place, value in map(json.loads, path.read_text().splitlines()):
+            got[epoch, place].add(value)
+            workers[epoch].add(path.name)
     numbers = read_index(data, manifest, ("mu",))["train"].read(np.arange(ROWS), ("mu",))["mu"][:, 0, 0, 0, 0]
     for epoch in range(12):
         drawn = [got[epoch, place] - {0.0} for place in range(ROWS)]  # a worker without a draw computes with zeros
         assert sorted(value for values in drawn for value in values) == sorted(numbers.tolist())
-    assert len(list((tmp_path / "seen").iterdir())) > 3  # the processes of the first group, and of those after it
+    assert workers[0] & workers[11] == set()
+    assert [len(workers[epoch]) for epoch in (0, 11)] == [3, 3 if kind == "warned" else 2]
 
 
 @pytest.mark.slow

@@ -36,7 +36,10 @@ SMALLER = {  # than the configurations of the pages, beside what makes the demo 
     "tune": ["--search.trials", "1", "--search.max_samples", "12", "--resources.gpus_per_worker", "0"],
     "generate": ["--campaign.mixture", "null", "--decode_batch_size", "2", *ONE_WORKER],
     "latents": ["--umap", "false"],
-    "scale": ["--calls", "40", "--commits", "3", "--gpus", "[1,4]", "--training.steps", "500"],
+    "scale": [
+        *["--calls", "40", "--commits", "3", "--gpus", "[1,4]"],
+        *["--training.steps", "500", "--campaign.total", "999"],
+    ],
 }
 
 
@@ -165,6 +168,21 @@ BRINGS = {"data": bring_an_autoencoder_and_latents, "evaluation": bring_two_sets
 @pytest.mark.parametrize("page", TO_RUN)
 def test_the_commands_of_a_page_run_after_those_of_the_readme(reader, page):
     reader.does(page, BRINGS[page](reader) if page in BRINGS else {})
+
+
+def test_what_a_page_shows_in_python_runs(workspace, monkeypatch):
+    monkeypatch.chdir(workspace.root)
+    shown = {page: pages.blocks(page, "python") for page in pages.PAGES}
+    assert {page for page in shown if shown[page]} == {"README", "formats"}
+    for block in itertools.chain.from_iterable(shown.values()):
+        exec(block, {})
+
+
+def test_the_search_of_its_page_is_a_configuration(tmp_path):
+    (block,) = pages.blocks("search", "yaml")
+    (tmp_path / "search.yaml").write_text(block)
+    asked = ["--config", str(tmp_path / "search.yaml"), "--name", "x", "--output", "x", "--data", "x"]
+    assert set(parse("tune", asked).search.space) == set(re.findall(r"\w+\.\w+(?=: {[cil])", block))
 
 
 @pytest.mark.parametrize("page", pages.PAGES)

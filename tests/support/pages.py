@@ -9,10 +9,15 @@ PAGES = {page.stem: page for page in (ROOT / "README.md", ROOT / "SECURITY.md", 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+def blocks(page: str, language: str) -> list[str]:
+    """What a page shows in a language; commands have none."""
+    return [block for found, block in _FENCE.findall(PAGES[page].read_text()) if found == language]
+
+
 def commands(page: str) -> list[list[str]]:
     """The words of each command line on a page."""
-    blocks = [block for language, block in _FENCE.findall(PAGES[page].read_text()) if not language]
-    lines = [shlex.split(line, comments=True) for b in blocks for line in b.replace("\\\n", " ").splitlines()]
+    text = "\n".join(blocks(page, "")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
     return [words for words in lines if words and re.match(r"[a-z]", words[0])]
 
 

@@ -44,7 +44,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if self.slow_every and number % self.slow_every == 0:
             kind.late += 1
             time.sleep(_SLOW_S)
-        self._send(*(self._failed() if self._fails(number) else self._asked(body)))
+        failure = self._failure(number)
+        self._send(*(self._failed(*failure) if failure else self._asked(body)))
 
     def _is_unanswered(self, number):
         if self.away:
@@ -55,14 +56,17 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             return True
         return False
 
-    def _fails(self, number):
+    def _failure(self, number):
+        """The status and the code of the error that this request gets, if any."""
         if self.error_every and number % self.error_every == 0:
             type(self).errors += 1
-            return True
-        return number <= self.failures or (self.refused and self.refused in self.path)
+            return (503, "SlowDown") if self.errors % 2 else (500, "InternalError")
+        if number <= self.failures or (self.refused and self.refused in self.path):
+            return self.status, self.code
+        return None
 
-    def _failed(self):
-        return self.status, {}, f"<Error><Code>{self.code}</Code></Error>".encode()
+    def _failed(self, status, code):
+        return status, {}, f"<Error><Code>{code}</Code></Error>".encode()
 
     def _asked(self, body):
         connection = http.client.HTTPConnection("127.0.0.1", self.behind)
