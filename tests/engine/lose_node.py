@@ -100,7 +100,8 @@ class Loser(MemoryTracker):
 
 def main(folder, kind):
     cluster._private_token()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)  # else none joins from a thread
     lost = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
     ray.init(address=nodes.address, log_to_driver=False)
     cluster.quiet_data()

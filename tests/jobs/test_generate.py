@@ -220,6 +220,7 @@ def test_a_latent_that_was_trained_on_is_no_sample(workspace, tmp_path, monkeypa
     assert all(np.isfinite(row["checks"]["novelty"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_never_allowed_ends_the_job_with_3_and_the_rest_stays(
     workspace, tmp_path, monkeypatch, capsys
 ):

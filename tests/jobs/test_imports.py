@@ -51,6 +51,7 @@ def latent_rows(folder):
 # --- import-vae ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demos_weights_come_back_as_the_demos_autoencoder(workspace, tmp_path, capsys):
     assert import_vae(workspace, tmp_path / "vae") == 0
     assert re.search(r"PSNR of \d+\.\d dB", capsys.readouterr().err)

@@ -194,6 +194,7 @@ def test_keys_that_cannot_be_are_refused(planted, fails, tmp_path, monkeypatch):
 # --- The demo
 
 
+@pytest.mark.slow
 def test_the_demo_is_shown_with_samples_beside_and_recorded(workspace, tmp_path):
     more = ["--save.latents", "true", "--save.volumes", "false", "--campaign.samples", "2"]
     assert workspace.run("generate", "--output", str(tmp_path / "synthetic"), *more) == 0
