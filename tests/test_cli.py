@@ -71,3 +71,11 @@ def test_exit_codes(monkeypatch, capsys, error, code):
     assert main(["cohort", "--output", "x"]) == code
     shown = capsys.readouterr().err
     assert ("Traceback" in shown) == (code == 1)
+
+
+def test_what_an_error_quotes_of_a_file_breaks_no_line_and_moves_no_cursor(capsys):
+    def work():
+        raise UserError("key 'a\r\x1b[2J\u2028\udcff' of\n  sub-é.json is not known")
+
+    assert cli.guarded(work) == 2
+    assert capsys.readouterr().err == "voxfleet: error: key 'a\\r\\x1b[2J\\u2028\\udcff' of sub-é.json is not known\n"

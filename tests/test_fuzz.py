@@ -84,7 +84,7 @@ def test_command_lines(run):
 
     def check(case):
         job, more = case
-        if not {"--help", "--print_config"} & set(more):
+        if not any(word.startswith("--") and word.endswith(("help", "print_config")) for word in more):
             run(job, "--config", str(CONFIGS[job]), *more)
 
     fuzz(arguments, check)

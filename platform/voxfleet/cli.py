@@ -208,6 +208,7 @@ def _fail(message: str, code: int) -> int:
     from voxfleet.engine import console
 
     line = re.sub(r"\s*\n\s*", " ", message.strip())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # it may quote what is in a file
     if console.is_structured():
         console.say(line, level="error", exit_code=code)
     else:

@@ -115,7 +115,7 @@ def _read_small(manifest: Manifest, columns: Sequence[str], file: File, rows: in
                 raise UserError(f"{uri}: {name} has shape {shape}, the manifest says {manifest.shape}; make it again")
         if footer.num_rows != rows:
             raise UserError(f"{uri} has {footer.num_rows} rows, the manifest says {rows}; make it again")
-        table = _read(file, lambda parquet: parquet.read(columns=list(_SMALL)))
+        table = _read(file, lambda parquet: parquet.read(columns=list(_SMALL)), rows)
         _check_small(uri, table, len(manifest.classes))
     return table, [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
 
@@ -139,20 +139,25 @@ def _tensor_columns(schema: pa.Schema) -> dict[str, tuple[tuple[int, ...], str]]
 def _read_groups(file: File, columns: tuple[str, ...], numbers: list[int]) -> tuple[Arrays, list[int]]:
     """``columns`` of some row groups of a shard, and the lengths of these groups."""
     with _damage(file[0]):
-        table = _read(file, lambda parquet: parquet.read_row_groups(numbers, columns=list(columns), use_threads=False))
         lengths = [_footer(*file).row_group(number).num_rows for number in numbers]
+        names = list(columns)
+        table = _read(file, lambda parquet: parquet.read_row_groups(numbers, names, use_threads=False), sum(lengths))
     return {name: tensors(table, name) for name in columns}, lengths
 
 
-def _read(file: File, action: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
+def _read(file: File, action: Callable[[pq.ParquetFile], pa.Table], rows: int) -> pa.Table:
     uri, _ = file
     remote = not storage.is_local(uri)
-    return storage.retried(
+    table = storage.retried(
         uri,
         lambda system, path: action(
             pq.ParquetFile(path, filesystem=system, metadata=_footer(*file), pre_buffer=remote)
         ),
     )
+    table.validate()
+    if table.num_rows != rows:
+        raise UserError(f"{uri} is damaged ({table.num_rows} rows of {rows}); delete its folder and make it again")
+    return table
 
 
 @functools.lru_cache(maxsize=4096)
