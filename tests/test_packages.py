@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import voxfleet
+from voxfleet import storage
 from voxfleet.diffusion.guidance import guided
 from voxfleet.diffusion.noise import sampling_noise
 from voxfleet.diffusion.process import DiffusionConfig
 from voxfleet.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS, SamplerConfig, sample, sampler_table
+from voxfleet.errors import UserError
 from voxfleet.models import DiT3D, DiT3DConfig
-from voxfleet.packages import architecture, write_package
+from voxfleet.packages import architecture, read_package_config, write_package
 
 MODEL = DiT3DConfig(in_channels=2, input_size=(4, 6, 4), patch_size=(2, 2, 2), hidden_size=24, depth=2, num_heads=2)
 
@@ -39,6 +41,14 @@ def package(tmp_path):
         return str(tmp_path / "model")
 
     return write
+
+
+def test_a_part_of_another_kind_is_one_line(package, tmp_path):
+    uri = f"{package()}/config.json"
+    other = {"kind": "autoencoder", "shape": [4, 4, 4], "architecture": {"num_res_blocks": {"0": 1}}}
+    storage.write_json(uri, {**storage.read_json(uri), **other})
+    with pytest.raises(UserError, match=r"config\.json: architecture: "):
+        read_package_config(str(tmp_path / "model"), "autoencoder")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -112,7 +112,7 @@ def read_package_config(folder: str, kind: str) -> dict[str, Any]:
     for key, config in _CONFIGS[kind].items():
         try:
             config(**_tuples(document[key]))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:  # of values of any kind
             raise UserError(f"{uri}: {key}: {error}; {remedy}") from error
     return document
 
