@@ -45,7 +45,7 @@ def package(tmp_path):
 
 def test_a_part_of_another_kind_is_one_line(package, tmp_path):
     uri = f"{package()}/config.json"
-    other = {"kind": "autoencoder", "shape": [4, 4, 4], "architecture": {"num_res_blocks": {"0": 1}}}
+    other = {"kind": "autoencoder", "shape": [4, 4, 4], "architecture": {"channels": [4], "num_res_blocks": {"0": 1}}}
     storage.write_json(uri, {**storage.read_json(uri), **other})
     with pytest.raises(UserError, match=r"config\.json: architecture: "):
         read_package_config(str(tmp_path / "model"), "autoencoder")
