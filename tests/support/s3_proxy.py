@@ -21,7 +21,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     failures, status, code, behind, refused = 0, 503, "SlowDown", 0, None
     error_every, slow_every, silent_every, away = 0, 0, 0, False
     number = itertools.count(1)
-    errors, late, refused_away = 0, 0, 0
+    requests, errors, late, refused_away = 0, 0, 0, 0
 
     @classmethod
     @contextlib.contextmanager
@@ -36,7 +36,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
     def _answer(self):
         kind = type(self)
-        number = next(self.number)
+        kind.requests = number = next(self.number)
         body = self._body()
         if self._is_unanswered(number):
             self.close_connection = True
