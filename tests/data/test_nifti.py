@@ -1,6 +1,10 @@
 """NIfTI bytes: the same on every run, exact geometry, one-line errors."""
 
+import collections
+import contextlib
 import gzip
+import mmap
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +32,23 @@ def test_the_same_volume_gives_the_same_bytes():
     assert nifti.encode(volume(1), AFFINE) != first
     assert first[3] == 0  # no name among the gzip flags
     assert first[4:8] == bytes(4)  # no time
+
+
+def test_the_bytes_do_not_depend_on_where_a_thread_has_its_stack():
+    seen, page, size = collections.Counter(), mmap.PAGESIZE, 8 * 2**20
+    gaps = np.random.default_rng(0).integers(1, 50, 8000).tolist()
+    small = volume()[:2, :2, :2]
+    with contextlib.ExitStack() as held:
+        held.callback(threading.stack_size, threading.stack_size())
+        for gap in gaps:  # what is held, and the growing size, keep each stack away from where another was
+            size += page
+            threading.stack_size(size)
+            thread = threading.Thread(target=lambda: seen.update([nifti.encode(small, AFFINE)]))
+            thread.start()
+            thread.join()
+            kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            held.enter_context(mmap.mmap(-1, size + gap * page, kind, mmap.PROT_READ))
+    assert list(seen.values()) == [len(gaps)]
 
 
 def test_floats_come_back_within_half_a_step_of_int16(tmp_path):
