@@ -21,6 +21,7 @@ from ray._private import ray_constants
 from ray._private.state import state
 
 from voxfleet.config.resources import ResourcesConfig
+from voxfleet.engine import head
 from voxfleet.engine.console import say
 from voxfleet.errors import UserError, VoxfleetError
 
@@ -67,7 +68,8 @@ def _joined(config: ResourcesConfig) -> Iterator[None]:
         ) from error
     try:
         quiet_data()
-        yield
+        with head.watched(ray.get_runtime_context().gcs_address) if address != "local" else contextlib.nullcontext():
+            yield
     finally:
         ray.shutdown()
 
