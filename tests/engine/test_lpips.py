@@ -35,10 +35,11 @@ def measured(n, spread, seed):
     volumes = np.broadcast_to(levels[:, None, None, None], (n, *SHAPE)).astype(np.float32)
     names = np.array([f"{seed}-{number}" for number in range(n)])
     text = {"folder": "memory", "digest": "", "classes": ("HC", "TLE"), "names": names, "subjects": names}
-    rows = {"labels": np.zeros(n, int), "splits": np.full(n, "train"), "parts": volumes, "affine": np.eye(4)}
+    rows = {"labels": np.zeros(n, int), "splits": np.full(n, "train"), "contents": names}
+    where = {"parts": volumes, "affine": np.eye(4)}
     how = Measuring(
         folder="",
-        networks="",
+        basis="",
         shape=SHAPE,
         affine=np.eye(4),
         positions=((4,), (4,), (5,)),
@@ -53,7 +54,7 @@ def measured(n, spread, seed):
         device="cpu",
     )
     scalars = {"finite": np.ones(n), "csf_ml": np.ones(n)}
-    return Measured(InMemory(**text, **rows), scalars, volumes, np.ones((n, 3)), {}, None, how)
+    return Measured(InMemory(**text, **rows, **where), scalars, volumes, np.ones((n, 3)), {}, None, how)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -69,7 +69,7 @@ class Cohort:
         write_package(str(folder / "vae"), "autoencoder", build_autoencoder(autoencoder).state_dict(), document)
         self.measuring = Measuring(
             folder=str(folder),
-            networks="",
+            basis="",
             shape=SHAPE,
             affine=self.affine,
             positions=slice_positions(SHAPE, PEOPLE, 2),
@@ -101,9 +101,10 @@ class Cohort:
         names = np.array([f"{name}-{number}" for number in range(len(volumes))])
         where = self.affine if affine is None else affine
         kept = {"folder": "memory", "digest": name, "classes": CLASSES, "names": names, "subjects": names}
-        volumes = InMemory(**kept, labels=np.array(labels), splits=np.array(splits), parts=volumes, affine=where)
+        more = {"splits": np.array(splits), "contents": names, "parts": volumes, "affine": where}
+        volumes = InMemory(**kept, labels=np.array(labels), **more)
         measure = Measurer(self.measuring, {name: volumes})
-        work = units(volumes, self.measuring.networks)
+        work = units(volumes, self.measuring.basis)
         files = [measure(unit, (name, rows))[0]["file"] for unit, rows in work.items()]
         return read_measured(self.measuring, volumes, files)
 

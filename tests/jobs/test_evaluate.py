@@ -15,6 +15,7 @@ from voxfleet.data import nifti
 from voxfleet.data.label_maps import label_volumes
 from voxfleet.data.sets import open_set
 from voxfleet.data.shards import table_bytes
+from voxfleet.engine import measures
 from voxfleet.metrics.statistics import effect_size
 from voxfleet.models.classifier import ClassifierConfig, build_classifier
 from voxfleet.models.segmenter import SegmenterConfig, build_segmenter
@@ -180,7 +181,8 @@ def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
     lines = ["subject_id\tpath"]
     for row in pq.read_table(synthetic / "manifest.parquet")["sample_id"].to_pylist():
         subject = real.names[int(row.removeprefix("syn-"))]
-        lines.append(f"{row}\t{next((truth / subject / 'anat').glob('*_dseg.nii.gz'))}")
+        copy = shutil.copy(next((truth / subject / "anat").glob("*_dseg.nii.gz")), tmp_path / f"{row}.nii.gz")
+        lines.append(f"{row}\t{copy}")
     (tmp_path / "maps.tsv").write_text("\n".join(lines))
     maps = f"{{real: {truth}, synthetic: {tmp_path / 'maps.tsv'}}}"
     arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html")]
@@ -193,6 +195,26 @@ def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
     assert effect["floor"]["value"] == pytest.approx(effect_size(smaller[labels == 1], smaller[labels == 0]).value)
     assert (effect["found"]["n"], effect["floor"]["n"]) == (6, 12)
     assert figures["anatomy/hippocampi_ml"]["found"]
+    changed = nib.load(copy)
+    Path(copy).write_bytes(nifti.encode(np.zeros(changed.shape, np.uint8), changed.affine))
+    assert workspace.run("evaluate", *arguments, "--hippocampi.maps", maps) == 0  # is compared anew
+    again = json.loads((out / "figures.json").read_text())["sets"]["synthetic"]["figures"]
+    assert again["anatomy/hippocampi_ml"]["found"] != figures["anatomy/hippocampi_ml"]["found"]
+
+
+@pytest.mark.slow
+def test_a_set_that_grew_may_be_compared_by_fewer_slices(workspace, networks, tmp_path, monkeypatch):
+    synthetic, out = like_real_ones(workspace, tmp_path / "planted"), tmp_path / "report"
+    every = (synthetic / "manifest.parquet").read_bytes()
+    monkeypatch.setattr(measures, "_SLICES", 3 * (12 + 4) * 2)  # two a plane, and one of more volumes
+    arguments = ["--synthetic", str(synthetic), "--output", str(out), "--page", str(out / "page.html")]
+    arguments += ["--features.slices", "null", "--features.inception", str(networks / "slices.pt")]
+    with_rows(synthetic, lambda table: table.slice(0, 4))
+    for n in (4, 6):
+        assert workspace.run("evaluate", *arguments) == 0
+        figures = json.loads((out / "figures.json").read_text())["sets"]["synthetic"]["figures"]
+        assert figures["kid/Inception/axial/all"]["found"]["n"] == n
+        (synthetic / "manifest.parquet").write_bytes(every)
 
 
 def test_sets_that_cannot_be_compared(fails, workspace, networks, tmp_path):

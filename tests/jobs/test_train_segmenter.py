@@ -10,7 +10,9 @@ from voxfleet.packages import load_segmenter
 
 @pytest.mark.slow
 def test_a_segmenter_is_trained_on_label_maps(fails, workspace, tmp_path, capsys):
-    assert workspace.run("train-segmenter") == 0
+    truth = workspace.demo / "cohort" / "derivatives" / "simulation"
+    maps = shutil.copytree(truth, tmp_path / "maps")
+    assert workspace.run("train-segmenter", "--labels", str(maps)) == 0
     folder = workspace.demo / "segmenter"
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["n"] == 2  # the test split
@@ -19,8 +21,10 @@ def test_a_segmenter_is_trained_on_label_maps(fails, workspace, tmp_path, capsys
     assert (folder / "segmentation.png").read_bytes().startswith(b"\x89PNG")
     assert load_segmenter(str(folder / "package")).spacing_mm == (10, 10, 10)
     capsys.readouterr()
-    assert workspace.run("train-segmenter") == 0
+    assert workspace.run("train-segmenter", "--labels", str(maps)) == 0
     assert "nothing to do" in capsys.readouterr().err
+    shutil.copy(*sorted(maps.glob("*/anat/*_dseg.nii.gz"))[:2])
+    assert "the content of labels" in fails(workspace.run, "train-segmenter", "--labels", str(maps))
 
     def line(*more):
         return fails(workspace.run, "train-segmenter", "--output", str(tmp_path / "out"), *more)
@@ -29,7 +33,6 @@ def test_a_segmenter_is_trained_on_label_maps(fails, workspace, tmp_path, capsys
     assert "has no label 7 within the volume; set label_values" in line("--label_values.left", "7")
     assert "left and right are both 2" in line("--label_values.left", "2")
     some = tmp_path / "some"
-    truth = workspace.demo / "cohort" / "derivatives" / "simulation"
     for name in ("sub-0001", "sub-0002"):
         shutil.copytree(truth / name, some / name)
     assert "subjects of split" in line("--labels", str(some), "--output", str(tmp_path / "other"))

@@ -1,7 +1,8 @@
 """Label maps of volumes: where they are, and what share of each voxel of another grid their labels fill."""
 
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -46,6 +47,16 @@ def find_label_maps(where: str, subjects: Iterable[str]) -> dict[str, str]:
             "derivative dataset with files sub-*_dseg.nii.gz, or a table with the columns subject_id and path"
         )
     return found
+
+
+def label_map_digests(maps: Mapping[str, str]) -> dict[str, str]:
+    """sha256 of the label map of each subject."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(maps, pool.map(_sha256, maps.values()), strict=True))
+
+
+def _sha256(uri: str) -> str:
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 
 def _in_dataset(root: str, subject: str) -> str | None:

@@ -27,6 +27,7 @@ class VolumeSet:
         subjects: of each volume, (n,).
         labels: index into ``classes`` of each volume, (n,).
         splits: of each volume, (n,); "synthetic" for what a model made.
+        contents: of each volume, (n,): the hash of its image, or the digest of the shards and its row.
         parts: where the volumes stand, in their order: shards by their index, or URIs of images.
         affine: voxel to RAS mm, (4, 4), of shards; each image has its own.
     """
@@ -38,6 +39,7 @@ class VolumeSet:
     subjects: np.ndarray
     labels: np.ndarray
     splits: np.ndarray
+    contents: np.ndarray
     parts: Sequence[Index] | np.ndarray
     affine: np.ndarray | None
 
@@ -90,6 +92,7 @@ def _of_shards(folder: str) -> VolumeSet:
         subjects=subjects,
         labels=np.concatenate([part.labels for part in index.values()]),
         splits=np.concatenate([np.full(len(part), name) for name, part in index.items()]),
+        contents=np.array([f"{manifest.digest}/{row}" for row in range(len(subjects))]),
         parts=tuple(index.values()),
         affine=np.array(manifest.geometry["affine"]),
     )
@@ -116,6 +119,7 @@ def _of_images(folder: str) -> VolumeSet:
         subjects=np.array(names),
         labels=np.array([classes.index(row["class"]) for row in listed]),
         splits=np.full(len(listed), "synthetic"),
+        contents=np.array([row["sha256"] for row in listed]),
         parts=np.array([storage.join(folder, row["file"]) for row in listed]),
         affine=None,
     )

@@ -9,7 +9,7 @@ import torch
 
 from voxfleet import __version__, storage
 from voxfleet.config.evaluation import REAL, EvaluateConfig
-from voxfleet.data.label_maps import find_label_maps
+from voxfleet.data.label_maps import find_label_maps, label_map_digests
 from voxfleet.data.sets import VolumeSet, open_set
 from voxfleet.data.synthetic import MANIFEST, RELEASE
 from voxfleet.engine.cluster import gpus_per_worker, ray_errors
@@ -58,7 +58,13 @@ def run(config: EvaluateConfig) -> None:
     sets = _open_sets(config)
     package = read_package_config(config.autoencoder, "autoencoder")
     networks = _networks(config)
-    compared = {"sets": {name: volumes.digest for name, volumes in sets.items()}, "networks": networks}
+    maps = {name: find_label_maps(where, sets[name].subjects) for name, where in (config.hippocampi.maps or {}).items()}
+    map_digests = {name: label_map_digests(of_set) for name, of_set in maps.items()}
+    compared = {
+        "sets": {name: volumes.digest for name, volumes in sets.items()},
+        "networks": networks,
+        "label_maps": {name: digest(of_set) for name, of_set in map_digests.items()},
+    }
     output = Output("evaluate", config.output, config)
     if _is_current(config, compared) and output.is_done(FIGURES):
         _enforce(config, storage.read_json(storage.join(config.output, FIGURES))["sets"])
@@ -68,8 +74,8 @@ def run(config: EvaluateConfig) -> None:
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output, workers=True) as tracker:
         gpus = gpus_per_worker(config.resources)
-        measuring = _measuring(config, sets, package, digest(networks), "cuda" if gpus else "cpu")
-        measured = _measure(config, measuring, sets, gpus)
+        measuring = _measuring(config, sets, package, networks, maps, "cuda" if gpus else "cpu")
+        measured = _measure(config, measuring, sets, map_digests, gpus)
         rebuilt, quality = _rebuild(config, sets[REAL])
         views = look(measuring, measured, config.saliency, gpus)
         verdicts = {
@@ -122,12 +128,14 @@ def _is_current(config: EvaluateConfig, compared: dict[str, dict[str, str]]) -> 
 
 
 def _measure(
-    config: EvaluateConfig, measuring: Measuring, sets: dict[str, VolumeSet], gpus: float
+    config: EvaluateConfig,
+    measuring: Measuring,
+    sets: dict[str, VolumeSet],
+    map_digests: dict[str, dict[str, str]],
+    gpus: float,
 ) -> dict[str, Measured]:
     """What is found of each volume, by set; pieces that an earlier run measured are kept."""
-    pieces = {
-        name: units(volumes, measuring.networks, measuring.label_maps.get(name)) for name, volumes in sets.items()
-    }
+    pieces = {name: units(volumes, measuring.basis, map_digests.get(name)) for name, volumes in sets.items()}
     # sets with the same content, under two names, are measured once
     work = {unit: (name, volumes) for name, of_set in pieces.items() for unit, volumes in of_set.items()}
     total = sum(len(volumes) for _, volumes in work.values())
@@ -172,7 +180,12 @@ def _networks(config: EvaluateConfig) -> dict[str, str]:
 
 
 def _measuring(
-    config: EvaluateConfig, sets: dict[str, VolumeSet], package: dict[str, Any], networks: str, device: str
+    config: EvaluateConfig,
+    sets: dict[str, VolumeSet],
+    package: dict[str, Any],
+    networks: dict[str, str],
+    maps: dict[str, dict[str, str]],
+    device: str,
 ) -> Measuring:
     real = sets[REAL]
     (first,), (affine,) = real.read(np.array([0]))
@@ -188,21 +201,23 @@ def _measuring(
                 f"features.classifier {classifier} tells {', '.join(known.classes)} in volumes of {known.shape}; the "
                 f"real ones are {', '.join(real.classes)}, {first.shape}; train one on these"
             )
-    hippocampi = config.hippocampi.maps or {}
     used = {EFFICIENTNET: config.features.has_efficientnet, INCEPTION: config.features.inception is not None}
+    slice_networks = tuple(name for name, is_used in used.items() if is_used)
+    positions = slice_positions(first.shape, sum(map(len, sets.values())), config.features.slices)
+    label_values = config.hippocampi.label_values.values
     return Measuring(
         folder=storage.absolute(config.output),
-        networks=networks,
+        basis=digest([networks, slice_networks, first.shape, affine.tolist(), positions, label_values]),
         shape=first.shape,
         affine=affine,
-        positions=slice_positions(first.shape, sum(map(len, sets.values())), config.features.slices),
+        positions=positions,
         autoencoder=storage.absolute(config.autoencoder),
-        slice_networks=tuple(name for name, is_used in used.items() if is_used),
+        slice_networks=slice_networks,
         inception=config.features.inception and storage.absolute(config.features.inception),
         classifier=classifier,
         segmenter=_segmenter(config, real),
-        label_maps={name: find_label_maps(where, sets[name].subjects) for name, where in hippocampi.items()},
-        label_values=config.hippocampi.label_values.values,
+        label_maps=maps,
+        label_values=label_values,
         threads=config.resources.cpus_per_worker,
         device=device,
     )

@@ -3,7 +3,6 @@
 Letters: n volumes, D/H/W voxels, P planes, S slices of a plane, F features.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from voxfleet.data.label_maps import label_volumes
 from voxfleet.data.quality import volume_checks
 from voxfleet.data.sets import VolumeSet
 from voxfleet.data.shards import read_shard, table_bytes, tensors
+from voxfleet.engine.output import digest
 from voxfleet.engine.units import Rows
 from voxfleet.errors import UserError
 from voxfleet.metrics import anatomy
@@ -42,7 +42,7 @@ class Measuring:
 
     Attributes:
         folder: of the evaluation.
-        networks: digest of the content of all networks below; pieces by others are measured anew.
+        basis: digest of what figures follow from beside the volumes (see ``units``).
         shape: of every volume.
         affine: of the real volumes, (4, 4).
         positions: of the slices along each axis.
@@ -58,7 +58,7 @@ class Measuring:
     """
 
     folder: str
-    networks: str
+    basis: str
     shape: tuple[int, ...]
     affine: np.ndarray
     positions: tuple[tuple[int, ...], ...]
@@ -86,14 +86,24 @@ def slice_positions(shape: Sequence[int], volumes: int, wanted: int | None) -> t
     )
 
 
-def units(volumes: VolumeSet, networks: str, maps: Mapping[str, str] | None = None) -> dict[str, list[int]]:
-    """The pieces of work: a few volumes each, named by the content of the set, the ``networks`` and the label maps."""
-    if maps is not None:
-        networks += f"-{hashlib.sha256(repr(sorted(maps.items())).encode()).hexdigest()[:8]}"
-    return {
-        f"{volumes.digest}-{networks}-{start:07d}": list(range(start, min(start + AT_ONCE, len(volumes))))
-        for start in range(0, len(volumes), AT_ONCE)
-    }
+def units(volumes: VolumeSet, basis: str, maps: Mapping[str, str] | None = None) -> dict[str, list[int]]:
+    """The pieces of work: the rows of a few volumes each, by a digest of all that their figures follow from.
+
+    Samples stand class by class, and a piece holds one class, so that those of a campaign that grew are the same ones.
+
+    Args:
+        volumes: to be measured.
+        basis: digest of the networks, the grid, the slices and the label values.
+        maps: hash of the label map of each subject, where these are used.
+    """
+    ends = np.flatnonzero(np.diff(volumes.labels)) + 1
+    runs = np.split(np.arange(len(volumes)), ends if len(ends) < len(volumes.classes) else [])
+    pieces = [run[start : start + AT_ONCE].tolist() for run in runs for start in range(0, len(run), AT_ONCE)]
+    return {digest([basis, *(_identity(volumes, row, maps or {}) for row in rows)]): rows for rows in pieces}
+
+
+def _identity(volumes: VolumeSet, row: int, maps: Mapping[str, str]) -> list[str | None]:
+    return [str(volumes.names[row]), str(volumes.contents[row]), maps.get(str(volumes.subjects[row]))]
 
 
 class Measurer:

@@ -14,13 +14,13 @@ import torch
 from voxfleet import __version__, storage
 from voxfleet.config.segmentation import TrainSegmenterConfig
 from voxfleet.data import nifti
-from voxfleet.data.label_maps import filled, find_label_maps
+from voxfleet.data.label_maps import filled, find_label_maps, label_map_digests
 from voxfleet.data.sets import VolumeSet, open_set
 from voxfleet.data.shards import Manifest, read_manifest, read_shard, tensors
 from voxfleet.engine.cluster import gpus_per_worker, ray_errors
 from voxfleet.engine.console import say
 from voxfleet.engine.job import absolute_paths, job_session
-from voxfleet.engine.output import Output, as_document
+from voxfleet.engine.output import Output, as_document, digest
 from voxfleet.errors import UserError
 from voxfleet.metrics.statistics import effect_size
 from voxfleet.models.segmenter import STRUCTURES
@@ -38,10 +38,11 @@ def run(config: TrainSegmenterConfig) -> None:
     config = absolute_paths(dataclasses.replace(config, resources=alone), "output", "volumes", "labels")
     manifest = read_manifest(config.volumes, "volumes")
     volumes = open_set(config.volumes)
-    output = Output("train-segmenter", config.output, config, {"volumes": volumes.digest})
+    maps = _label_maps(config, volumes)
+    inputs = {"volumes": volumes.digest, "labels": digest(label_map_digests(maps))}
+    output = Output("train-segmenter", config.output, config, inputs)
     if output.is_done(FIGURES):
         return
-    maps = _label_maps(config, volumes)
     with job_session(output, workers=True) as tracker:
         say(f"train-segmenter: {len(maps)} label maps")
         parts = [_labelled.remote(file, maps, config.label_values.values) for file in manifest.files(config.volumes)]
