@@ -2,9 +2,11 @@
 
 import contextlib
 from collections import Counter
+from hashlib import sha256
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.engine import generate, makers
 from voxfleet.engine.campaign import Commits, Crew, Tally, carry_out
 from voxfleet.engine.console import Quiet
+from voxfleet.engine.dataset import _once, _shards_once, _sorted
 from voxfleet.engine.makers import Decoder, Drawer, Making
 from voxfleet.engine.pipeline import Parcel, Spent
 from voxfleet.engine.units import Ledger
@@ -45,10 +48,9 @@ def latents(*numbers):
 def a_unit(number=0):
     """Two batches, of which one sample is rejected."""
     first, second, third = (sample(10 * number + index) for index in range(3))
-    rows = [[row(first, "dark"), row(second)], [row(third)]]
-    made = latents(10 * number, 10 * number + 1), latents(10 * number + 2)
-    name = f"{first.sample_id}.0"
-    return Unit(name, 0, [*rows[0], *rows[1]], list(zip(made, rows, strict=True)))
+    rows = [row(first, "dark"), row(second), row(third)]
+    made = [latents(10 * number, 10 * number + 1), latents(10 * number + 2)]
+    return Unit(f"{first.sample_id}.0", 0, rows, made)
 
 
 @pytest.fixture
@@ -65,20 +67,49 @@ def commits(tmp_path, ledger):
 def test_a_shard_holds_the_latents_of_what_is_kept_and_its_rows_name_it(tmp_path, ledger, commits):
     commits.begin(a_unit())
     commits.finish()
-    rejected, *kept = ledger.rows("syn-HC-0000000.0")
+    (unit,) = ledger.done()
+    rejected, *kept = ledger.rows(unit)
     assert (rejected["latents"], rejected["latents_sha256"]) == (None, None)
-    assert {entry["latents"] for entry in kept} == {"latents/part-syn-HC-0000000.0.parquet"}
+    assert {entry["latents"] for entry in kept} == {f"latents/part-{unit}.parquet"}
     shard = read_shard(str(tmp_path / kept[0]["latents"]))
     assert shard["source"].to_pylist() == ["syn-HC-0000001", "syn-HC-0000002"]
     np.testing.assert_array_equal(tensors(shard, "mu"), latents(1, 2))
 
 
-def test_a_unit_leaves_what_is_there_under_its_name(tmp_path, ledger, commits):
-    ledger.commit("syn-HC-0000000.0", [row(sample(5))], SCHEMA)
+def test_a_unit_is_the_same_whichever_batch_is_decided_first_and_leaves_others_as_they_are(tmp_path, ledger, commits):
     commits.begin(a_unit())
     commits.finish()
-    assert sorted(ledger.table(SCHEMA)["index"].to_pylist()) == [0, 1, 2, 5]
-    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["part-syn-HC-0000000.0+.parquet"]
+    (first,), before = ledger.done(), ledger.table(SCHEMA)
+    unit = a_unit()
+    unit.rows, unit.latents = unit.rows[2:] + unit.rows[:2], unit.latents[::-1]
+    commits.begin(unit)
+    commits.finish()
+    assert ledger.done() == {first}
+    assert ledger.table(SCHEMA) == before
+    unit = a_unit()
+    unit.rows, unit.latents = unit.rows[:2], unit.latents[:1]  # begins with the same sample
+    commits.begin(unit)
+    commits.finish()
+    assert sorted(ledger.table(SCHEMA)["index"].to_pylist()) == [0, 0, 1, 1, 2]
+
+
+def test_shards_in_which_two_runs_put_the_same_samples_are_written_again(tmp_path, ledger, commits):
+    one, other = a_unit(), a_unit()
+    other.rows, other.latents = [row(sample(2)), row(sample(3))], [latents(2, 3)]
+    for unit in (one, other):
+        commits.begin(unit)
+    commits.finish()
+    rows = ledger.table(SCHEMA)
+    every = _sorted(rows.filter(pc.equal(rows["reason"], "")), CLASSES)
+    assert every["index"].to_pylist() == [1, 2, 2, 3]
+    kept = _shards_once(str(tmp_path), every, _once(every)).to_pylist()
+    assert [entry["index"] for entry in kept] == [1, 2, 3]
+    for file in {entry["latents"] for entry in kept}:
+        mine = [entry for entry in kept if entry["latents"] == file]
+        shard = read_shard(str(tmp_path / file))
+        assert shard["source"].to_pylist() == [entry["sample_id"] for entry in mine]
+        np.testing.assert_array_equal(tensors(shard, "mu"), latents(*(entry["index"] for entry in mine)))
+        assert {entry["latents_sha256"] for entry in mine} == {sha256((tmp_path / file).read_bytes()).hexdigest()}
 
 
 def test_rows_whose_latents_cannot_be_written_are_not_committed(tmp_path, ledger, commits):
@@ -305,6 +336,14 @@ def test_a_sample_is_drawn_in_its_place_whatever_its_batch(making):
     found = Drawer(making, None)(BATCH)
     np.testing.assert_array_equal(found["latents"][:, :, 0, 0, 0], [[9, 4], [2, 2], [13, 3]])
     assert found["made"]["batch_size"] == 5
+
+
+def test_what_draws_and_decodes_uses_kernels_that_give_the_same_bits(making, monkeypatch):
+    monkeypatch.setattr(makers, "load_autoencoder", lambda *_, **__: FakeAutoencoder())
+    for made in (lambda: Drawer(making, None), lambda: Decoder(making)):
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+        made()
+        assert torch.backends.cudnn.deterministic
 
 
 def test_a_latent_that_is_not_finite_is_told(making, monkeypatch):

@@ -200,14 +200,14 @@ class Unit:
     Attributes:
         name: that of its first attempt.
         waits_for: batches that are not decided.
-        rows: of those that are, by SCHEMA.
-        latents: of each of these batches, and its rows.
+        rows: of those that are, by SCHEMA, in the order in which they were decided.
+        latents: of these rows, batch by batch.
     """
 
     name: str
     waits_for: int
     rows: list[dict[str, Any]] = field(default_factory=list)
-    latents: list[tuple[Any, list[dict[str, Any]]]] = field(default_factory=list)
+    latents: list[Any] = field(default_factory=list)
 
 
 class Queue:
@@ -253,7 +253,7 @@ class Queue:
         unit = self._units.pop(batch[0])
         unit.waits_for -= 1
         unit.rows += rows
-        unit.latents.append((latents, rows))
+        unit.latents.append(latents)
         tried = [sample.again() for sample, row in zip(batch, rows, strict=True) if row["reason"]]
         self._again += [sample for sample in tried if sample.attempt < self._most_attempts]
         return None if unit.waits_for else unit

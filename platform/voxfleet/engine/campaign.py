@@ -20,6 +20,7 @@ from voxfleet.data.synthetic import LATENTS, Writer
 from voxfleet.engine.cluster import free_cpus, gpus_per_worker
 from voxfleet.engine.console import Progress
 from voxfleet.engine.makers import Decoder, Drawer, Maker, Making
+from voxfleet.engine.output import digest
 from voxfleet.engine.pipeline import Pipeline, Spent, Stage
 from voxfleet.engine.units import Ledger, Rows
 from voxfleet.models.vae import LOGVAR
@@ -215,15 +216,21 @@ class Commits:
             future.result()
 
     def _commit(self, unit: Unit) -> None:
-        name, rows = self._ledger.free_name(unit.name), unit.rows
-        if self._latents and (kept := [row for row in rows if not row["reason"]]):
-            shard = self._write_latents(name, unit, kept)
+        # by what it holds, however that was decided: a shard that is made again is the same one, and what another run
+        # makes of some of the same samples, where storage has no locks, has another name
+        order = sorted(range(len(unit.rows)), key=lambda place: self._key(unit.rows[place]))
+        rows = [unit.rows[place] for place in order]
+        name = f"{unit.name}-{digest([self._key(row) for row in rows])}"
+        if self._latents and (kept := [place for place in order if not unit.rows[place]["reason"]]):
+            shard = self._write_latents(name, [unit.rows[place] for place in kept], np.concatenate(unit.latents)[kept])
             rows = [row if row["reason"] else {**row, **shard} for row in rows]
         self._ledger.commit(name, rows, SCHEMA)
 
-    def _write_latents(self, name: str, unit: Unit, kept: Rows) -> dict[str, str]:
+    def _key(self, row: dict[str, Any]) -> tuple[int, int, int]:
+        return self._classes.index(row["class"]), row["index"], row["attempt"]
+
+    def _write_latents(self, name: str, kept: Rows, mu: np.ndarray) -> dict[str, str]:
         """Write the latents of the samples that are kept; their columns of SCHEMA."""
-        mu = np.concatenate([latents[[not row["reason"] for row in rows]] for latents, rows in unit.latents])
         columns: dict[str, list[Any]] = {
             "subject_id": [f"sub-{row['sample_id'].replace('-', '')}" for row in kept],
             "label": [self._classes.index(row["class"]) for row in kept],

@@ -12,9 +12,10 @@ from voxfleet import storage
 from voxfleet.config.generation import GenerateConfig
 from voxfleet.data import bids, nifti
 from voxfleet.data.campaign import SCHEMA
-from voxfleet.data.shards import SPLITS, Manifest, table_bytes, write_manifest
+from voxfleet.data.shards import SPLITS, Manifest, read_shard, table_bytes, write_manifest
 from voxfleet.data.synthetic import FIGURES, LATENTS, MANIFEST, REJECTED, SUMMARY, dataset_files
 from voxfleet.engine.campaign import Tally
+from voxfleet.engine.output import digest
 from voxfleet.engine.units import Ledger
 from voxfleet.report.figures import mosaic
 from voxfleet.tracking.base import Tracker
@@ -43,7 +44,9 @@ def write_dataset(
     classes, rows = model["classes"], ledger.table(SCHEMA)
     is_kept = pc.equal(rows["reason"], "")
     kept, rejected = (_sorted(rows.filter(chosen), classes) for chosen in (is_kept, pc.invert(is_kept)))
-    kept = _once(kept)
+    every, kept = kept, _once(kept)
+    if config.save.latents:
+        kept = _shards_once(config.output, every, kept)
     files: dict[str, bytes] = {}
     if config.save.volumes:
         files |= dataset_files(kept, classes, model["fingerprint"], inputs["autoencoder"])
@@ -76,6 +79,24 @@ def _once(rows: pa.Table) -> pa.Table:
     """Each sample once: where storage has no locks, two runs may have made the same ones."""
     names = np.array(rows["sample_id"].to_pylist(), dtype=object)
     return rows.take(np.flatnonzero(np.append(True, names[1:] != names[:-1])[: len(names)]))
+
+
+def _shards_once(folder: str, every: pa.Table, kept: pa.Table) -> pa.Table:
+    """``kept``, with shards that hold nothing else of ``every``: those that do are written again without it."""
+    before, after = (Counter(rows["latents"].to_pylist()) for rows in (every, kept))
+    if not (shared := sorted(file for file in after if after[file] < before[file])):
+        return kept
+    rows = kept.to_pylist()
+    for file in shared:
+        mine = [row for row in rows if row["latents"] == file]
+        names = [row["sample_id"] for row in mine]
+        table = read_shard(storage.join(folder, file))
+        part = table.filter(pc.is_in(table["source"], value_set=pa.array(names)))
+        again = f"{file.removesuffix('.parquet')}-{digest(names)}.parquet"
+        sha256 = storage.write_bytes(storage.join(folder, again), table_bytes(part))
+        for row in mine:
+            row |= {"latents": again, "latents_sha256": sha256}
+    return pa.Table.from_pylist(rows, schema=kept.schema)
 
 
 def _pictures(folder: str, kept: pa.Table, classes: Sequence[str]) -> dict[str, bytes]:

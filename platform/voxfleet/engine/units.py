@@ -39,12 +39,6 @@ class Ledger:
         data = table_bytes(pa.Table.from_pylist(rows, schema=schema))
         storage.write_bytes(storage.join(self.folder, unit + _SUFFIX), data)
 
-    def free_name(self, unit: str) -> str:
-        """``unit``, or where a fragment of it holds what was left of another, a name after it."""
-        while storage.exists(storage.join(self.folder, unit + _SUFFIX)):
-            unit += "+"
-        return unit
-
     def table(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """The rows of all units, which were committed with this ``schema``.
 
