@@ -30,6 +30,7 @@ def test_the_same_volume_gives_the_same_bytes():
     first = nifti.encode(volume(), AFFINE)
     assert nifti.encode(volume(), AFFINE) == first
     assert nifti.encode(volume(1), AFFINE) != first
+    assert nifti.encode(volume(), np.where(AFFINE == 0, -0.0, AFFINE)) == first
     assert first[3] == 0  # no name among the gzip flags
     assert first[4:8] == bytes(4)  # no time
 

@@ -53,7 +53,7 @@ def encode(data: np.ndarray, affine: np.ndarray, *, dtype: str = "int16", compre
             data = np.rint(data / slope).astype(np.int16)
         else:
             data = data.astype(np.float32, copy=False)
-    header = _header(data.shape, data.dtype.str, tuple(np.ravel(affine).tolist())).copy()
+    header = _header(data.shape, data.dtype.str, tuple((np.ravel(affine) + 0.0).tolist())).copy()
     header.set_slope_inter(slope, 0.0)
     # four bytes that say that there are no extensions; then the voxels, in Fortran's order
     plain = b"".join([header.binaryblock, bytes(4), data.tobytes(order="F")])

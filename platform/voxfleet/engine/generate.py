@@ -26,7 +26,7 @@ from voxfleet.engine.console import Progress, say
 from voxfleet.engine.dataset import write_dataset
 from voxfleet.engine.estimate import probe
 from voxfleet.engine.job import absolute_paths, job_session
-from voxfleet.engine.output import LEDGER, Output
+from voxfleet.engine.output import LEDGER, Output, digest
 from voxfleet.engine.registered import KEYS, PACKAGES, located_packages, shared_packages
 from voxfleet.engine.units import Ledger
 from voxfleet.engine.verify import forget_damaged
@@ -176,7 +176,8 @@ class Request:
     @property
     def inputs(self) -> dict[str, str]:
         """Digests of what is read."""
-        inputs = {"model": self.model["fingerprint"]}
+        # statistics, process and limits decide, too, and the fingerprint is of the weights and the architecture
+        inputs = {"model": digest({key: value for key, value in self.model.items() if key != "training"})}
         if self.autoencoder:
             inputs["autoencoder"] = self.autoencoder["fingerprint"]
         if self.known:

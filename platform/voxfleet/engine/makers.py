@@ -17,7 +17,7 @@ from voxfleet.data.campaign import Sample
 from voxfleet.data.known import Known
 from voxfleet.diffusion.samplers import SamplerConfig
 from voxfleet.metrics.latents import novelty
-from voxfleet.models.execution import padded
+from voxfleet.models.execution import padded, reproducible
 from voxfleet.packages import load_autoencoder, load_model, resolve_decoding
 
 
@@ -52,6 +52,7 @@ class Drawer:
 
     def __init__(self, making: Making, known: Known | None) -> None:
         torch.set_num_threads(making.threads)
+        reproducible(making.mode)
         self._making = making
         self._model = load_model(making.model, making.device, precision=making.precision, mode=making.mode)
         self._known = known and tuple(
@@ -101,6 +102,7 @@ class Decoder:
 
     def __init__(self, making: Making) -> None:
         torch.set_num_threads(making.threads)
+        reproducible("eager")
         self._making = making
         self._autoencoder = load_autoencoder(making.autoencoder, making.device, precision=making.decode_precision)
 

@@ -17,6 +17,19 @@ def _compiled(network: nn.Module, mode: str | None) -> Any:
     return torch.compile(network, fullgraph=True, dynamic=False, mode=mode)
 
 
+def reproducible(mode: str) -> None:
+    """From now on, this process chooses no kernel by timing it, nor one that may give other bits in each call.
+
+    Args:
+        mode: of MODES, in which its network runs.
+    """
+    torch.backends.cudnn.deterministic = True
+    if mode != "eager":
+        from torch._inductor import config  # here, as it takes seconds to import
+
+        config.deterministic = True
+
+
 MODES: dict[str, Callable[[nn.Module], Any]] = {
     "eager": lambda network: network,
     "compiled": lambda network: _compiled(network, None),
