@@ -7,10 +7,13 @@ import sys
 import time
 
 import pytest
+from hypothesis import settings
 from pyarrow import fs
 from servers import MlflowServer
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 _S3_STARTS_WITHIN_S = 120
 
 

@@ -60,7 +60,7 @@ class Witness(DiffusionRecipe):
         return (epoch > _WARNED_IN and not Path(self.first).exists()) or (epoch > _JOINED_IN and not is_whole)
 
     def loss(self, model, batch, draws):
-        time.sleep(2.0 if self.first and self._waits(draws.epoch) else 0.05)  # so that there is something left to do
+        time.sleep(5.0 if self.first and self._waits(draws.epoch) else 0.05)  # so that there is something left to do
         drawn = zip(draws.index.tolist(), batch["mu"][:, 0, 0, 0, 0].tolist(), strict=True)
         with Path(self.seen, str(os.getpid())).open("a") as file:
             file.writelines(json.dumps([draws.epoch, *draw]) + "\n" for draw in drawn)
@@ -98,19 +98,26 @@ class Loser(MemoryTracker):
             self.join = None
 
 
+def joined(nodes):
+    """Another node; Ray's own patience ends after half a minute."""
+    node = nodes.add_node(wait=False, num_cpus=1)
+    nodes._wait_for_node(node, timeout=600)
+    return node
+
+
 def main(folder, kind):
     cluster._private_token()
     head = {"num_cpus": 1, "include_dashboard": False}
     nodes = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)  # else none joins from a thread
-    lost = [nodes.add_node(num_cpus=1) for _ in range(2)][1]
+    lost = [joined(nodes) for _ in range(2)][1]
     ray.init(address=nodes.address, log_to_driver=False)
     cluster.quiet_data()
-    tracker, first, joined = Loser(), f"{folder}/first" if kind == "warned" else "", f"{folder}/joined"
+    tracker, first, is_joined = Loser(), f"{folder}/first" if kind == "warned" else "", f"{folder}/joined"
     tracker.first = first
 
     def join():
-        nodes.add_node(num_cpus=1)
-        Path(joined).touch()
+        joined(nodes)
+        Path(is_joined).touch()
 
     def lose():
         nodes.remove_node(lost)
@@ -127,7 +134,13 @@ def main(folder, kind):
     try:
         training.fit(
             Witness(
-                model, DiffusionConfig(target="x0"), (0.0, 0.0), (1.0, 1.0), seen=str(seen), first=first, joined=joined
+                model,
+                DiffusionConfig(target="x0"),
+                (0.0, 0.0),
+                (1.0, 1.0),
+                seen=str(seen),
+                first=first,
+                joined=is_joined,
             ),
             open_splits(read_index(data, read_manifest(data, "latents"), COLUMNS), COLUMNS, mode),
             folder=folder,

@@ -27,7 +27,7 @@ def drive(script, *arguments, said=os.devnull):
     with open(said, "w") as errors:
         process = subprocess.Popen([sys.executable, script, *arguments], stderr=errors, start_new_session=True)
     try:
-        return process.wait(timeout=400)
+        return process.wait(timeout=1500)
     finally:
         left = [other for other in psutil.process_iter() if _session(other.pid) == process.pid]
         for other in left:

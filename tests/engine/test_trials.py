@@ -17,6 +17,7 @@ from voxfleet.search.space import canonical
 from voxfleet.search.study import SearchConfig, Study
 
 SCORED = (0.5, {"fit_s": 2.0})
+_LONG_S = 120  # never waited for
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ class Running:
             self.now, self.begun = self.now + 1, [*self.begun, trial.number]
             self.most = max(self.most, self.now)
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.most >= self.wanted, timeout=10)
+            self.changed.wait_for(lambda: self.most >= self.wanted, timeout=_LONG_S)
         time.sleep(0.05)
         with self.changed:
             self.now -= 1
@@ -62,12 +63,12 @@ def test_as_many_run_as_there_is_room_for_and_all_end(study, slots):
 
 
 def test_a_trial_that_ends_is_followed_at_once_though_another_goes_on(study, monkeypatch):
-    monkeypatch.setattr(trials, "_LOOK_S", 60)
+    monkeypatch.setattr(trials, "_LOOK_S", 10 * _LONG_S)
     others, in_time = threading.Event(), []
 
     def train(trial):
         if trial.number == 0:
-            in_time.append(others.wait(5))
+            in_time.append(others.wait(_LONG_S))
         elif trial.number == 5:
             others.set()
         return SCORED
@@ -81,7 +82,7 @@ def test_room_that_comes_later_is_used(study):
 
     def train(trial):
         if trial.number in (2, 3, 4):
-            together.wait(10)
+            together.wait(_LONG_S)
         return SCORED
 
     trials.conduct(study, lambda: 3 if len(ended) >= 2 else 1, train, ended.append)
@@ -118,7 +119,7 @@ def test_another_error_and_a_bug_before_any_score_end_the_search_and_the_trials_
 
     def train(trial):
         if trial.number:
-            leave.wait(10)
+            leave.wait(_LONG_S)
             left.append(trial.number)
             raise WorkMissingError("Ray lost the training")
         raise error

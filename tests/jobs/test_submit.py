@@ -130,7 +130,7 @@ def head(tmp_path_factory, s3, record):
 
 
 def answers(address):
-    with contextlib.suppress(requests.ConnectionError):
+    with contextlib.suppress(requests.RequestException):
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return requests.get(f"{address}/api/version", headers=headers, timeout=5).ok
     return False

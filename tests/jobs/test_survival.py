@@ -135,18 +135,20 @@ def test_shards(survive, workspace, fine, job, kind, column, faults, more):
 
 
 @pytest.mark.parametrize(
-    ("job", "faults", "more"),
+    ("job", "held_back", "faults", "more"),
     [
-        ("train-vae", [Fault("worker", 4), Fault("interrupt", 10)], []),
+        ("train-vae", 14, [Fault("worker", 4), Fault("interrupt", 10)], []),
         (
             "train",
+            24,
             [Fault("worker", 4), Fault("record", 6), Fault("storage", 8), Fault("node", 12), Fault("driver", 20)],
             ["--loading.mode", "streamed"],
         ),
     ],
 )
-def test_trainings(survive, harness, bucket, workspace, tmp_path, job, faults, more):
+def test_trainings(survive, harness, bucket, workspace, tmp_path, job, held_back, faults, more):
     """Every bit is that of an undisturbed training, of rows that are kept; a driver goes on from a checkpoint."""
+    harness.storage.refused = f"step-{held_back:09d}"  # it is not over before its driver is killed
     clean = ["--output", str(tmp_path), "--package", str(tmp_path / "package"), "--tracking.uri", "null"]
     assert workspace.run(job, *LONG, *clean) == 0
     there = survive(job, faults, TRAINER, steps, *LONG, *more, "--package", f"{bucket}/package/{job}")

@@ -72,7 +72,7 @@ def attend(attention, mask, x):
     return attention.proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, T, E))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     size=shape3,
     patch=st.tuples(*[st.integers(1, 3)] * 3),
@@ -96,7 +96,7 @@ def test_strided_windows_have_the_groups_of_the_others_and_every_token_once(grid
     assert sorted(strided.order) == sorted(plain.order) == list(range(math.prod(grid)))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(grid=shape3, window=shape3)
 def test_windows_are_boxes_of_the_grid(grid, window):
     plan = plan_windows(grid, window)

@@ -28,10 +28,17 @@ def busy(node, title):
     return False
 
 
+def joined(nodes, **node):
+    """Another node; Ray's own patience ends after half a minute."""
+    node = nodes.add_node(wait=False, **node)
+    nodes._wait_for_node(node, timeout=600)
+    return node
+
+
 def main(head, *others):
     cluster._private_token()
     nodes = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
-    others = [nodes.add_node(**node) for node in others]
+    others = [joined(nodes, **node) for node in others]
     where = {"address": nodes.address, "token": os.environ["RAY_AUTH_TOKEN_PATH"]}
     where["nodes"] = [nodes.head_node.node_id, *(node.node_id for node in others)]
     sys.stdout.write(json.dumps(where) + "\n")
@@ -40,7 +47,7 @@ def main(head, *others):
         lost = next((node for node in others if busy(node, line.strip())), None)
         if lost:
             nodes.remove_node(lost, allow_graceful=False)
-            others = [*(node for node in others if node is not lost), nodes.add_node(num_cpus=1)]
+            others = [*(node for node in others if node is not lost), joined(nodes, num_cpus=1)]
         sys.stdout.write("lost\n" if lost else "none\n")
         sys.stdout.flush()
     nodes.shutdown()

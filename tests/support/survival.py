@@ -25,7 +25,7 @@ import psutil
 from voxfleet.cli import INTERRUPTED
 
 HOLD = Path(__file__).parent / "hold_nodes.py"
-_DEADLINE_S = 240
+_DEADLINE_S = 1200  # of a machine that is busy
 _LOOK_S = 0.05
 _AWAY_S = 5.0
 T = TypeVar("T")
@@ -102,7 +102,8 @@ class Harness:
 
     Attributes:
         nodes: the cluster.
-        storage: the class of the handlers of the server that stands before S3.
+        storage: the class of the handlers of the server that stands before S3; what it refuses, it refuses until a
+            driver is dead.
         record: the MLflow server.
         folder: in which the drivers run.
         environment: of the drivers.
@@ -135,9 +136,10 @@ class Harness:
                 self._wait(process, functools.partial(self._has_failed, fault, title, progress, process))
                 if fault.who in ("driver", "interrupt"):
                     self._wait(None, lambda: not self.nodes.workers(title))  # they outlive their driver by some steps
+                    self.storage.refused = None
                     before.append(done())
                     process = self._start(arguments)
-            assert process.wait(timeout=_DEADLINE_S) == 0, self.log.read_text()
+            assert process.wait(_DEADLINE_S) == 0, self.log.read_text()
         finally:
             process.kill()
             process.wait()
@@ -177,7 +179,7 @@ class Harness:
             driver.wait()
         elif fault.who == "interrupt":
             os.killpg(driver.pid, signal.SIGINT)
-            assert driver.wait(timeout=60) == INTERRUPTED, self.log.read_text()
+            assert driver.wait(_DEADLINE_S) == INTERRUPTED, self.log.read_text()
         elif fault.who == "record":
             self.record.kill()
             self._returns = threading.Thread(target=self.record.start)  # takes a while: the job does not wait for it

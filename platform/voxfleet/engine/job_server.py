@@ -24,7 +24,7 @@ from voxfleet.errors import EndedError, NoAnswerError, UserError
 
 for _handler in logging.getLogger("ray").handlers:
     _handler.setLevel(logging.ERROR)  # each upload and each end of a log is reported
-_REACH_S, _ANSWER_S = 5.0, 20.0
+_REACH_S, _ANSWER_S = 8.0, 20.0
 _SILENT_S = 60.0  # of a log, until the state of its job is looked at
 _LOST_S = 300.0  # until we give up a server that does not answer
 _AGAIN_S = 1.0
