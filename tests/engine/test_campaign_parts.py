@@ -370,7 +370,7 @@ def test_batches_are_decoded_in_one_shape_and_each_volume_belongs_to_its_sample(
     np.testing.assert_allclose(volumes[1, 3, 2, 1], 2.23)
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
     ledger = Ledger(str(tmp_path / ".voxfleet" / "ledger"))
     committed(tmp_path, ledger, "a", [sample(0)], "latents/part-a.parquet")
     stays = {path for path in tmp_path.rglob("*") if path.is_file()} | {tmp_path / "latents" / "dataset.json"}
@@ -378,6 +378,11 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     left = ("latents/part-b.parquet", "latents/.part-c.parquet.1.tmp", ".voxfleet/unfinished/.x.nii.gz.1.tmp", ".m.tmp")
     for name in left:
         write_bytes(f"{tmp_path}/{name}", b"")
+    write_bytes(f"{tmp_path}/latents/part-a-again.parquet", b"")
+    monkeypatch.setattr(
+        generate, "read_manifest", lambda *_: SimpleNamespace(shards=[{"file": "part-a-again.parquet"}])
+    )
+    stays.add(tmp_path / "latents" / "part-a-again.parquet")
     generate._remove_unfinished(str(tmp_path), ledger)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == stays
 

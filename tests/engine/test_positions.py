@@ -15,7 +15,7 @@ FEATURES = 12
 def how(**changes):
     affine = np.array([[2.0, 0, 0, -10], [0, 3, 0, -20], [0, 0, 4, -30], [0, 0, 0, 1]])
     known = {"shape": (11, 13, 17), "affine": affine, "positions": ((2, 5), (3, 6), (4, 8))}
-    names = {"folder": "", "networks": "", "autoencoder": "", "slice_networks": ("net",)}
+    names = {"folder": "", "basis": "", "autoencoder": "", "slice_networks": ("net",)}
     none = {"inception": None, "classifier": None, "segmenter": None, "label_maps": {}, "label_values": (1, 2)}
     return Measuring(**names, **none, threads=1, device="cpu", **(known | changes))
 

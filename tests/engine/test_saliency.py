@@ -87,7 +87,7 @@ def test_nothing_speaks_outside_of_the_region_that_the_classifier_looks_at(tmp_p
     volumes = np.random.default_rng(0).random((3, 10, 12, 10), dtype=np.float32)
     names, labels = np.array(["a", "b", "c"]), np.array([0, 1, 1])
     text = {"folder": "memory", "digest": "", "classes": ("HC", "TLE"), "names": names, "subjects": names}
-    rows = {"labels": labels, "splits": np.full(3, "test"), "parts": volumes, "affine": np.eye(4)}
+    rows = {"labels": labels, "splits": np.full(3, "test"), "contents": names, "parts": volumes, "affine": np.eye(4)}
     how = SimpleNamespace(threads=1, classifier=str(tmp_path), segmenter=None, device="cpu")
     found = _look._function(how, InMemory(**text, **rows), np.array([1, 2]))
     np.testing.assert_allclose(found.anatomy, volumes[1:].sum(axis=0))

@@ -43,7 +43,7 @@ def bucket(s3, workspace):
 @pytest.fixture(scope="module")
 def harness(bucket, workspace, s3_port, empty_database, tmp_path_factory):
     folder = tmp_path_factory.mktemp("survival")
-    faults = {"error_every": 31, "slow_every": 43, "silent_every": 601}
+    faults = {"error_every": 31, "slow_every": 43, "silent_every": 601, "refused_after_s": 8.0}
     with (
         Proxy.listening(s3_port, **faults) as (handler, port),
         MlflowServer.kept(folder / "server", empty_database) as record,
@@ -148,9 +148,9 @@ def test_shards(survive, workspace, fine, job, kind, column, faults, more):
 )
 def test_trainings(survive, harness, bucket, workspace, tmp_path, job, held_back, faults, more):
     """Every bit is that of an undisturbed training, of rows that are kept; a driver goes on from a checkpoint."""
-    harness.storage.refused = f"step-{held_back:09d}"  # it is not over before its driver is killed
     clean = ["--output", str(tmp_path), "--package", str(tmp_path / "package"), "--tracking.uri", "null"]
     assert workspace.run(job, *LONG, *clean) == 0
+    harness.storage.refused = f"step-{held_back:09d}"  # it is not over before its driver is killed
     there = survive(job, faults, TRAINER, steps, *LONG, *more, "--package", f"{bucket}/package/{job}")
     (run,) = [path.name for path in tmp_path.iterdir() if path.name != "package"]
     weights = load((tmp_path / "package" / "model.safetensors").read_bytes())

@@ -13,12 +13,13 @@ _SLOW_S, _SILENT_S = 1.0, 12.0  # longer than our client waits
 class Proxy(http.server.BaseHTTPRequestHandler):
     """Passes requests on to the server, but for the first ``failures``, and those whose path holds ``refused``.
 
+    Refused ones are answered after ``refused_after_s``.
     Of the others, each ``error_every``-th is answered by an error of the server, ``slow_every``-th late, and
     ``silent_every``-th never; while ``away`` is set, nobody is answered.
     """
 
     protocol_version = "HTTP/1.1"
-    failures, status, code, behind, refused = 0, 503, "SlowDown", 0, None
+    failures, status, code, behind, refused, refused_after_s = 0, 503, "SlowDown", 0, None, 0.0
     error_every, slow_every, silent_every, away = 0, 0, 0, False
     number = itertools.count(1)
     requests, errors, late, refused_away = 0, 0, 0, 0
@@ -61,9 +62,10 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if self.error_every and number % self.error_every == 0:
             type(self).errors += 1
             return (503, "SlowDown") if self.errors % 2 else (500, "InternalError")
-        if number <= self.failures or (self.refused and self.refused in self.path):
+        if self.refused and self.refused in self.path:
+            time.sleep(self.refused_after_s)
             return self.status, self.code
-        return None
+        return (self.status, self.code) if number <= self.failures else None
 
     def _failed(self, status, code):
         return status, {}, f"<Error><Code>{code}</Code></Error>".encode()

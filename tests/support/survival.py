@@ -141,6 +141,7 @@ class Harness:
                     process = self._start(arguments)
             assert process.wait(_DEADLINE_S) == 0, self.log.read_text()
         finally:
+            self.storage.refused, self.storage.away = None, False
             process.kill()
             process.wait()
             if self._returns:

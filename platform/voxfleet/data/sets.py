@@ -27,7 +27,8 @@ class VolumeSet:
         subjects: of each volume, (n,).
         labels: index into ``classes`` of each volume, (n,).
         splits: of each volume, (n,); "synthetic" for what a model made.
-        contents: of each volume, (n,): the hash of its image, or the digest of the shards and its row.
+        contents: of each volume, (n,), no two alike: the hash and name of its image, or the digest of its shards and its
+            row.
         parts: where the volumes stand, in their order: shards by their index, or URIs of images.
         affine: voxel to RAS mm, (4, 4), of shards; each image has its own.
     """
@@ -119,7 +120,7 @@ def _of_images(folder: str) -> VolumeSet:
         subjects=np.array(names),
         labels=np.array([classes.index(row["class"]) for row in listed]),
         splits=np.full(len(listed), "synthetic"),
-        contents=np.array([row["sha256"] for row in listed]),
+        contents=np.array([f"{row['sha256']} {row['file']}" for row in listed]),
         parts=np.array([storage.join(folder, row["file"]) for row in listed]),
         affine=None,
     )

@@ -216,8 +216,8 @@ class Commits:
             future.result()
 
     def _commit(self, unit: Unit) -> None:
-        # by what it holds, however that was decided: a shard that is made again is the same one, and what another run
-        # makes of some of the same samples, where storage has no locks, has another name
+        # named by the samples that it holds, in their order, whichever was decided first: made again it is the same one,
+        # and what another run puts together of some of them, where storage has no locks, is another
         order = sorted(range(len(unit.rows)), key=lambda place: self._key(unit.rows[place]))
         rows = [unit.rows[place] for place in order]
         name = f"{unit.name}-{digest([self._key(row) for row in rows])}"

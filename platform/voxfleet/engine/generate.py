@@ -1,5 +1,6 @@
 """The generate job: a campaign of synthetic samples, of which none is lost and none is there twice."""
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Sequence
@@ -123,10 +124,15 @@ def _remove_unfinished(folder: str, ledger: Ledger) -> None:
     storage.remove(storage.join(folder, SCRATCH))
     for name in (LEDGER, LATENTS, FIGURES, "", ".voxfleet", *(f"{PACKAGES}/{key}" for key in KEYS)):
         storage.remove_unfinished(storage.join(folder, name), older_s=0)
-    shards = set(ledger.table(SCHEMA, ["latents"])["latents"].to_pylist())
-    for name in storage.names(storage.join(folder, LATENTS)):
-        if name.startswith("part-") and f"{LATENTS}/{name}" not in shards:
-            storage.remove(storage.join(folder, LATENTS, name))
+    shards = {
+        str(file).removeprefix(f"{LATENTS}/") for file in ledger.table(SCHEMA, ["latents"])["latents"].to_pylist()
+    }
+    latents = storage.join(folder, LATENTS)
+    with contextlib.suppress(UserError):  # there is none yet; else some were written again, and have readers
+        shards |= {shard["file"] for shard in read_manifest(latents, "latents").shards}
+    for name in storage.names(latents):
+        if name.startswith("part-") and name not in shards:
+            storage.remove(storage.join(latents, name))
 
 
 @dataclass(frozen=True)
