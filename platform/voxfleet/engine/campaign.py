@@ -216,7 +216,7 @@ class Commits:
             future.result()
 
     def _commit(self, unit: Unit) -> None:
-        # named by the samples that it holds, in their order, whichever was decided first: made again it is the same one,
+        # named by the samples that it holds, in their order, whichever was decided first: made again it is the same,
         # and what another run puts together of some of them, where storage has no locks, is another
         order = sorted(range(len(unit.rows)), key=lambda place: self._key(unit.rows[place]))
         rows = [unit.rows[place] for place in order]
