@@ -27,7 +27,7 @@ class VolumeSet:
         subjects: of each volume, (n,).
         labels: index into ``classes`` of each volume, (n,).
         splits: of each volume, (n,); "synthetic" for what a model made.
-        contents: of each volume, (n,), no two alike: hash and name of its image, or the digest of its shards and its row.
+        contents: of each volume, (n,), no two alike: hash and name of its image, or digest of its shards and its row.
         parts: where the volumes stand, in their order: shards by their index, or URIs of images.
         affine: voxel to RAS mm, (4, 4), of shards; each image has its own.
     """
