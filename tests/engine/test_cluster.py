@@ -3,8 +3,12 @@
 import contextlib
 import os
 import pickle
+import re
 import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +20,7 @@ from voxfleet.engine.cluster import check_fits, ray_errors, session, workers_tha
 from voxfleet.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+START_SLOWLY = Path(__file__).parents[1] / "support" / "start_slowly.py"
 
 
 @ray.remote
@@ -32,6 +37,40 @@ def test_every_server_listens_on_loopback():
             open_ports += [connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN]
     assert len(open_ports) > 3
     assert {ip.removeprefix("::ffff:") for ip in open_ports} == {"127.0.0.1"}
+
+
+def test_workers_are_no_nicer_than_the_driver():
+    @ray.remote
+    def niceness():
+        return os.nice(0)
+
+    assert ray.get(niceness.remote()) == os.nice(0)
+
+
+def ray_processes():
+    """Of this user, whether they are ours or of nobody any more."""
+    found = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+    return sorted(line for line in found if re.search(r"raylet|gcs_server|ray::\w+Agent", line))
+
+
+@pytest.mark.slow
+def test_a_ray_that_starts_too_slowly_is_started_again():
+    done = subprocess.run([sys.executable, START_SLOWLY, "1"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1 raylet")
+    assert re.fullmatch(r"Ray did not start \(The current node timed out during startup\); trying again\n", done.stderr)
+
+
+@pytest.mark.slow
+def test_a_ray_that_does_not_start_is_one_line_with_exit_code_4_and_leaves_nothing():
+    before = ray_processes()
+    done = subprocess.run([sys.executable, START_SLOWLY, "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert ray_processes() == before
+    assert re.search(
+        r"\nvoxfleet: error: Ray did not start in 2 attempts \(The current .*\); run the same command again when this "
+        r"machine is less busy, or set resources.address to a cluster that runs\n$",
+        done.stderr,
+    )
 
 
 def test_the_token_is_private():

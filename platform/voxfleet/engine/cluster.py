@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import ray
 import ray.data
 import ray.util
@@ -23,12 +25,13 @@ from ray._private.state import state
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine import head
 from voxfleet.engine.console import say
-from voxfleet.errors import UserError, VoxfleetError
+from voxfleet.errors import UserError, VoxfleetError, WorkMissingError
 
 _AUTOSCALED = "ray.io/node-group"  # a label that Ray's autoscaler gives its nodes
 _KINDS_SHOWN = 3
 _sessions = 0  # one within the other
 _REACH_S = 5.0
+_START_ATTEMPTS = 2
 
 
 @contextlib.contextmanager
@@ -39,6 +42,7 @@ def session(config: ResourcesConfig) -> Iterator[None]:
 
     Raises:
         UserError: if the named cluster cannot be reached.
+        WorkMissingError: if a private cluster does not start.
     """
     global _sessions
     _sessions += 1
@@ -61,10 +65,9 @@ def _joined(config: ResourcesConfig) -> Iterator[None]:
     try:
         _join(address)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise UserError(
-            f"cannot join Ray at {address} ({reason}); check resources.address, and, where the cluster has a token, "
-            "RAY_AUTH_MODE=token and the file that RAY_AUTH_TOKEN_PATH names"
+            f"cannot join Ray at {address} ({_first_sentence(error)}); check resources.address, and, where the cluster "
+            "has a token, RAY_AUTH_MODE=token and the file that RAY_AUTH_TOKEN_PATH names"
         ) from error
     try:
         quiet_data()
@@ -101,24 +104,55 @@ def _check_reachable(address: str) -> None:
 
 
 def _join(address: str) -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     if address != "local":
-        with _no_native_stderr():
+        with _no_native_stderr():  # where Ray's C++ parts say that their log level is set
             ray.init(address=address, **quiet)
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that waits for notices of a cloud
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 nearly stops a job beside other work of this machine
     _private_token()
     # Ray's own switch for loopback, which it throws on other systems; without it every server listens on all interfaces
     ray_constants.ENABLE_RAY_CLUSTER = False
-    with _no_native_stderr():  # where they say that this level is set
-        ray.init(
-            address=address,
-            num_cpus=len(os.sched_getaffinity(0)) + 1,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+    _start_private(
+        num_cpus=len(os.sched_getaffinity(0)) + 1, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
+    )
+
+
+def _start_private(**options: Any) -> None:
+    """Start a cluster on this machine; try again if that fails.
+
+    Ray gives its processes 30 s (ray/_private/node.py, Ray 2.60), which a busy machine may exceed.
+
+    Raises:
+        WorkMissingError: if the last attempt fails, too.
+    """
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        children = psutil.Process().children(recursive=True)
+        try:
+            with _no_native_stderr():  # where Ray's C++ parts say that their log level is set
+                ray.init(address="local", **options)
+            return
+        except (ValueError, ray.exceptions.AuthenticationError):
+            raise  # a setting is wrong, which no second attempt mends
+        except Exception as error:  # for a start that takes too long Ray raises no class of its own
+            reason = _first_sentence(error)
+        ray.shutdown()
+        for child in set(psutil.Process().children(recursive=True)).difference(children):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
+                child.kill()  # Ray forgets the processes of a start that failed
+        if attempts_left:
+            say(f"Ray did not start ({reason}); trying again", level="warning")
+    raise WorkMissingError(
+        f"Ray did not start in {_START_ATTEMPTS} attempts ({reason}); run the same command again when this machine is "
+        "less busy, or set resources.address to a cluster that runs"
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    """The first sentence of an error's message, or the error's class where there is no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
 
 
 @contextlib.contextmanager
