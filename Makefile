@@ -1,6 +1,7 @@
 # make demo   the whole path, from a simulated cohort to synthetic volumes (about 11 minutes on two cores, and installation)
-# make test   the default tests;  make test-slow  the long ones;  make test-all  both;  make lint  style and types
-# make test-matrix   what takes an hour: more kills than those do, in all combinations
+#             DEMO=quick make demo   the same stages in three minutes, without a claim of quality
+# make test   the default tests;  make test-slow  one of each fault and long job;  make lint  style and types
+# make test-matrix   all combinations, about an hour: before a change of a part is called done (tests/README.md)
 # make fuzz   spoils configurations and files, ten minutes a kind
 # Each installs what it needs into .venv first, once.
 
@@ -8,19 +9,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-all test-matrix fuzz lint clean-demo
+.PHONY: demo test test-slow test-matrix fuzz lint clean-demo
 
 demo: .venv/demo-installed
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python jobs/demo.py $(DEMO)
 
 test: .venv/dev-installed
 	$(BIN)/pytest
 
 test-slow: .venv/dev-installed
-	$(BIN)/pytest -m slow
-
-test-all: .venv/dev-installed
-	$(BIN)/pytest -m 'not matrix'
+	$(BIN)/pytest -m 'slow and not matrix'
 
 test-matrix: .venv/dev-installed
 	$(BIN)/pytest -m matrix
@@ -34,20 +32,22 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 
 clean-demo:
-	rm -rf demo
+	rm -rf demo demo-quick
 
-.venv/demo-installed: pyproject.toml constraints.txt
+.venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Voxfleet needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
-	@echo "Installing into .venv (one to three minutes) ..."
 	@$(PYTHON) -m venv .venv
+
+.venv/demo-installed: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "Installing into .venv (one to two minutes) ..."
 	@$(PIP_INSTALL) --editable '.[demo]'
 	@touch $@
 
-.venv/dev-installed: .venv/demo-installed
-	@echo "Installing the tools for development ..."
+.venv/dev-installed: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "Installing into .venv, with the tools for development (one to two minutes) ..."
 	@$(PIP_INSTALL) --editable '.[dev]'
-	@touch $@
+	@touch $@ .venv/demo-installed
 
 .venv/cloud-installed: .venv/demo-installed
 	@$(PIP_INSTALL) --editable '.[cloud]'

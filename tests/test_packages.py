@@ -149,7 +149,7 @@ def test_an_unknown_mode_or_precision_lists_the_known_ones(package, options, wor
 
 @pytest.mark.slow
 def test_compiled_sampling_gives_what_eager_does(package):
-    folder = package(strided_every=2, window_size=(2, 2, 2))
+    folder = package(depth=1, window_size=(2, 2, 2))
     eager, compiled = (
         voxfleet.load_model(folder, mode=m).sample([0, 1], [1, 2], steps=4) for m in ("eager", "compiled")
     )

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from deadlines import extend
 
 from voxfleet import storage
 from voxfleet.data import bids, cohort
@@ -36,7 +37,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 def validate(folder: Path) -> None:
     validator = Path(sys.executable).parent / "bids-validator-deno"
     command = [str(validator), str(folder), "--ignoreWarnings", "--recursive"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=extend(60), check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 
 

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from deadlines import extend
 
 from voxfleet import storage
 from voxfleet.data.campaign import Sample
@@ -26,7 +27,7 @@ def test_requests_to_a_bucket_wait_at_the_same_time(monkeypatch):
     def put(uri, data, **_):
         if len(written) < PUTS_AT_ONCE:  # the first of each hand waits for those of all others
             written.append(uri)
-            together.wait(timeout=60)
+            together.wait(timeout=extend(60))
         time.sleep(0.001)
         return f"hash of {uri}"
 

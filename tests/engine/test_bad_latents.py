@@ -14,6 +14,7 @@ from voxfleet.data.shards import read_manifest, shard_name, table_bytes, write_m
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MODEL = ["--model.in_channels", "2", "--model.input_size", "[4,4,4]", "--model.patch_size", "[2,2,2]"]
+SMALL = ["--model.hidden_size", "24", "--model.depth", "1", "--model.num_heads", "2"]
 
 
 def truncate(folder):
@@ -75,7 +76,7 @@ BAD = {
 
 def train(folder, tmp_path, *more):
     paths = ["--data", str(folder), "--output", str(tmp_path / "runs"), "--name", "run"]
-    return main(["train", *MODEL, *paths, "--trainer.batch_size", "4", *more])
+    return main(["train", *MODEL, *SMALL, *paths, "--trainer.batch_size", "4", *more])
 
 
 @pytest.fixture

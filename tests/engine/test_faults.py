@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from deadlines import extend
 
 from voxfleet.data.index import read_index
 from voxfleet.errors import WorkMissingError
@@ -27,7 +28,7 @@ def drive(script, *arguments, said=os.devnull):
     with open(said, "w") as errors:
         process = subprocess.Popen([sys.executable, script, *arguments], stderr=errors, start_new_session=True)
     try:
-        return process.wait(timeout=1500)
+        return process.wait(timeout=extend(900))
     finally:
         left = [other for other in psutil.process_iter() if _session(other.pid) == process.pid]
         for other in left:
@@ -96,7 +97,7 @@ def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_ep
     assert [len(workers[epoch]) for epoch in (1, 11)] == [3, 3 if kind == "warned" else 2]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_lost_node_ends_a_run_that_needs_it_with_what_is_missing(latents, tmp_path):
     latents(rows=ROWS)
     assert drive(LOSE_NODE, str(tmp_path), "fixed") == WorkMissingError.exit_code

@@ -5,6 +5,7 @@ import queue
 import socket
 
 import pytest
+from deadlines import extend
 
 from voxfleet.engine import head
 
@@ -23,9 +24,9 @@ def test_a_head_that_goes_and_comes_back_is_said_once_each(said):
         taken, _ = server.accept()  # it was looked for, and is there
         taken.close()
         server.close()
-        assert f"({address}) does not answer" in said.get(timeout=60)
+        assert f"({address}) does not answer" in said.get(timeout=extend(60))
         until_end.enter_context(socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])), backlog=100))
-        assert said.get(timeout=60) == f"the head ({address}) answers again"
+        assert said.get(timeout=extend(60)) == f"the head ({address}) answers again"
     assert said.empty()
 
 
@@ -40,6 +41,6 @@ def test_a_moment_without_an_answer_is_not_said(said, monkeypatch):
 
     monkeypatch.setattr(head, "_answers", look)
     with head.watched("nowhere:1", every_s=0.001):
-        while seen.get(timeout=60) is not None:
+        while seen.get(timeout=extend(60)) is not None:
             pass
     assert said.empty()

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import ray
+from deadlines import extend
 from ray import cloudpickle
 
 from voxfleet.engine import console, metrics
@@ -16,7 +17,7 @@ from voxfleet.engine.pipeline import Pipeline, Stage
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 DASHBOARD = Path(__file__).parents[2] / "configs" / "cluster" / "grafana.json"
-_WITHIN_S = 60
+_WITHIN_S = extend(60)
 
 
 class Double:

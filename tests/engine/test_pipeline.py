@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+from deadlines import extend
 from ray import cloudpickle
 from ray.exceptions import ObjectLostError, RayActorError
 
@@ -21,7 +22,7 @@ from voxfleet.errors import UserError, WorkMissingError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 pytestmark = pytest.mark.usefixtures("ray_session")
-_DEADLINE_S = 120
+_DEADLINE_S = extend(120)
 
 
 class Double:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from deadlines import extend
 from survival import Nodes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.matrix
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def found():
             env={**os.environ, "RAY_AUTH_TOKEN_PATH": nodes.token},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=extend(200),
             check=False,
         )
     finally:

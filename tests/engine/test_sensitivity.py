@@ -150,12 +150,18 @@ def shrunken_ventricles(volume):
             lambda v: np.stack([ndimage.gaussian_filter(x, 0.8) for x in v]),
             {"kid/EfficientNet-Lite0/axial/all", "anatomy/spectrum", "anatomy/csf_ml"},
         ),
-        (
+        pytest.param(
             "noise",
             lambda v: noisy(v, 0.05),
             {"kid/EfficientNet-Lite0/axial/all", "anatomy/spectrum", "anatomy/cnr", "anatomy/sharpness"},
+            marks=pytest.mark.matrix,
         ),
-        ("ventricles", lambda v: np.stack([shrunken_ventricles(x) for x in v]), {"anatomy/ventricles_ml"}),
+        pytest.param(
+            "ventricles",
+            lambda v: np.stack([shrunken_ventricles(x) for x in v]),
+            {"anatomy/ventricles_ml"},
+            marks=pytest.mark.matrix,
+        ),
         (
             "collapse",
             lambda v: noisy(np.repeat(v[:1], len(v), axis=0), 0.01),
@@ -172,7 +178,7 @@ def test_what_is_spoiled_is_caught(cohort, name, spoil, caught):
     ("name", "disguise", "caught"),
     [
         ("copies", lambda v: noisy(v, 0.01), {"copies/voxels", "copies/latents"}),
-        ("moved-copies", lambda v: np.roll(v, 1, axis=2), {"copies/voxels"}),
+        pytest.param("moved-copies", lambda v: np.roll(v, 1, axis=2), {"copies/voxels"}, marks=pytest.mark.matrix),
     ],
 )
 def test_people_who_were_trained_on_are_found_in_the_set(cohort, name, disguise, caught):
@@ -191,6 +197,7 @@ def test_swapped_labels_are_caught(cohort):
     assert not {key for key in failed if not key.startswith(("effect/", "kid/", "frechet/", "transfer"))}
 
 
+@pytest.mark.matrix
 def test_a_set_that_lies_elsewhere_is_caught(cohort):
     affine = cohort.affine + np.array([[0, 0, 0, 1.0], *[[0] * 4] * 3])
     verdict, failed = cohort.judged("elsewhere", cohort.others, affine)

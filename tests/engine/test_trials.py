@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from deadlines import extend
 
 from voxfleet import storage
 from voxfleet.cli import parse
@@ -17,7 +18,7 @@ from voxfleet.search.space import canonical
 from voxfleet.search.study import SearchConfig, Study
 
 SCORED = (0.5, {"fit_s": 2.0})
-_LONG_S = 120  # never waited for
+_LONG_S = extend(120)  # never waited for
 
 
 @pytest.fixture

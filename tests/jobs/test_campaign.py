@@ -20,13 +20,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from deadlines import extend
 
 from voxfleet.cli import main
 from voxfleet.data.shards import read_manifest, read_shard
 
 pytestmark = pytest.mark.matrix
 SAMPLES, RUNS, KILLS = 400, 2, 5  # of each class; of the driver; of workers in each of these runs
-_DEADLINE_S = 300
+_DEADLINE_S = extend(300)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def test_every_sample_is_made_once_whoever_is_killed(processes, workspace, tmp_p
                 killed += 1
             wait_for_more(process, committed())
             process.send_signal(signal.SIGKILL)
-            process.wait(timeout=60)
+            process.wait(timeout=_DEADLINE_S)
         assert not (output / "manifest.parquet").exists()
     assert killed >= 10
     so_far = {

@@ -165,6 +165,12 @@ BRINGS = {"data": bring_an_autoencoder_and_latents, "evaluation": bring_two_sets
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_readme_run(after_the_readme):
+    page = (after_the_readme / "work" / "report" / "report.html").read_text()
+    assert "synthetic volumes" in page
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("page", TO_RUN)
 def test_the_commands_of_a_page_run_after_those_of_the_readme(reader, page):
     reader.does(page, BRINGS[page](reader) if page in BRINGS else {})

@@ -152,7 +152,7 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     assert "nothing to do" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_pieces_are_measured_again_only_by_another_network(workspace, networks, tmp_path):
     out, package = tmp_path / "report", Path(shutil.copytree(networks / "segmenter", tmp_path / "segmenter"))
     synthetic = like_real_ones(workspace, tmp_path / "planted")
@@ -202,7 +202,7 @@ def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
     assert again["anatomy/hippocampi_ml"]["found"] != figures["anatomy/hippocampi_ml"]["found"]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_set_that_grew_may_be_compared_by_fewer_slices(workspace, networks, tmp_path, monkeypatch):
     synthetic, out = like_real_ones(workspace, tmp_path / "planted"), tmp_path / "report"
     every = (synthetic / "manifest.parquet").read_bytes()

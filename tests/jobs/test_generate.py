@@ -110,14 +110,13 @@ MORE_THAN_CPUS = ["--resources.workers", "9", "--resources.min_workers", "1", "-
 OTHER_SHAPES = ["--batch_size", "3", "--decode_batch_size", "2", "--save.shard_size", "2"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "tolerance"),
     [
-        (["--pools.decoders", "1", "--pools.writers", "3"], 0),
-        (OTHER_SHAPES, 1e-4),
-        (["--save.dtype", "float32", "--save.compress", "false"], 1e-4),
-        (MORE_THAN_CPUS, 0),
+        pytest.param(["--pools.decoders", "1", "--pools.writers", "3"], 0, marks=pytest.mark.matrix),
+        pytest.param(OTHER_SHAPES, 1e-4, marks=pytest.mark.slow),
+        pytest.param(["--save.dtype", "float32", "--save.compress", "false"], 1e-4, marks=pytest.mark.matrix),
+        pytest.param(MORE_THAN_CPUS, 0, marks=pytest.mark.slow),
     ],
 )
 def test_samples_are_the_same_however_they_are_made(workspace, both, tmp_path, more, tolerance):

@@ -173,7 +173,7 @@ def test_the_demos_import_gives_the_demos_latents(workspace):
         np.testing.assert_array_equal(our_rows[subject]["logvar"], row["logvar"])
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_means_alone_train_a_model_that_is_not_decoded(workspace, fails, table, tmp_path):
     assert import_latents(workspace, tmp_path / "latents", table, "--autoencoder", "null") == 0
     manifest, rows = latent_rows(tmp_path / "latents")

@@ -182,7 +182,7 @@ def test_runs_keep_their_history(workspace):
         assert any("val_l1" in point or "val_loss" in point for point in history)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_training_that_was_killed_while_it_was_recorded_is_recorded_by_the_same_command(workspace, capsys):
     history = workspace.demo / "runs" / "vae" / "history.json"
     before, package = history.read_text(), (workspace.demo / "vae" / "model.safetensors").read_bytes()
@@ -205,7 +205,7 @@ def test_float16_shards_hold_the_same_latents(workspace, tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_page_is_made_anew_when_the_campaign_has_grown(workspace, tmp_path):
     copy = dataclasses.replace(workspace, root=Path(shutil.copytree(workspace.root, tmp_path / "copy", symlinks=True)))
     assert "6 synthetic volumes" in (copy.demo / "report.html").read_text()
@@ -214,7 +214,7 @@ def test_a_page_is_made_anew_when_the_campaign_has_grown(workspace, tmp_path):
     assert "8 synthetic volumes" in (copy.demo / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_package_may_lie_in_its_run(workspace, tmp_path):
     """The default of ``package``; and a claim that was killed before its file was written does not lock the folder."""
     (tmp_path / "runs" / "dit" / ".voxfleet").mkdir(parents=True)

@@ -1,7 +1,8 @@
 """Every job of the demo, through the harness of faults: each ends with what an undisturbed run leaves.
 
 All outputs and what is read are in a bucket, behind a server that answers some requests by an error, some late, and
-some never.
+some never. The slow tests are one job of each kind (units of work, a training, a campaign), and meet each fault once
+among them; the other jobs, and more faults of these, are the matrix.
 """
 
 import hashlib
@@ -24,10 +25,9 @@ from voxfleet import storage
 from voxfleet.data.shards import read_manifest, read_shard, tensors
 from voxfleet.train.checkpoint import CheckpointStore
 
-pytestmark = pytest.mark.slow
-SAMPLES = 40
+SAMPLES = 20
 FINE = ["--subjects_per_shard", "1"]
-LONG = ["--trainer.epochs", "16", "--trainer.checkpoint_every", "1", "--trainer.log_every", "1"]
+LONG = ["--trainer.epochs", "12", "--trainer.checkpoint_every", "1", "--trainer.log_every", "1"]
 TRAINER, TASK, HOST = "ray::RayTrainWorker", "ray::Map", "ray::Host"  # titles of processes
 FIGURES = r"ray::(Map|_figure|_at\b|_aligned|_reconstruct|_kernel_block|_symmetric)"
 
@@ -110,6 +110,7 @@ def fine(workspace, bucket):
     assert workspace.run("prepare", *FINE, "--output", f"{bucket}/fine", "--tracking.uri", "null") == 0
 
 
+@pytest.mark.matrix
 def test_cohort(survive, workspace):
     there = survive("cohort", [Fault("worker", 2), Fault("driver", 5)], TASK, fragments)
     here = workspace.demo / "cohort"
@@ -122,8 +123,10 @@ def test_cohort(survive, workspace):
 @pytest.mark.parametrize(
     ("job", "kind", "column", "faults", "more"),
     [
-        ("prepare", "volumes", "volume", ["worker", "node", "driver"], FINE),
-        ("encode", "latents", "mu", ["node", "storage", "worker"], ["--data", "fine"]),
+        pytest.param("prepare", "volumes", "volume", ["worker", "interrupt"], FINE, marks=pytest.mark.slow),
+        pytest.param(
+            *("encode", "latents", "mu", ["node", "storage", "worker"], ["--data", "fine"]), marks=pytest.mark.matrix
+        ),
     ],
 )
 def test_shards(survive, workspace, fine, job, kind, column, faults, more):
@@ -137,13 +140,15 @@ def test_shards(survive, workspace, fine, job, kind, column, faults, more):
 @pytest.mark.parametrize(
     ("job", "held_back", "faults", "more"),
     [
-        ("train-vae", 14, [Fault("worker", 4), Fault("interrupt", 10)], []),
-        (
+        pytest.param("train-vae", 14, [Fault("worker", 4), Fault("interrupt", 10)], [], marks=pytest.mark.matrix),
+        pytest.param(
             "train",
-            24,
-            [Fault("worker", 4), Fault("record", 6), Fault("storage", 8), Fault("node", 12), Fault("driver", 20)],
+            18,
+            [Fault("worker", 2), Fault("record", 4), Fault("node", 8), Fault("driver", 14)],
             ["--loading.mode", "streamed"],
+            marks=pytest.mark.slow,
         ),
+        pytest.param("train", 18, [Fault("storage", 4), Fault("driver", 12)], [], marks=pytest.mark.matrix),
     ],
 )
 def test_trainings(survive, harness, bucket, workspace, tmp_path, job, held_back, faults, more):
@@ -173,6 +178,7 @@ def recorded(harness, name):
     return lambda key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
 
 
+@pytest.mark.matrix
 def test_tune(survive, harness, workspace, tmp_path):
     """Same trials, same scores, same best; each trial has one record, and is scored once after so many samples."""
     more = ["--search.max_concurrent", "1", "--search.trials", "2", "--search.max_samples", "18"]
@@ -205,11 +211,12 @@ def test_tune(survive, harness, workspace, tmp_path):
     assert recorded(harness, "quick")
 
 
+@pytest.mark.slow
 def test_generate(survive, workspace):
     """Each sample is there once, and those of an undisturbed campaign are the same."""
     more = ["--gate.latents", "null", "--campaign.samples", str(SAMPLES)]
     more += ["--save.shard_size", "2", "--save.latents", "true"]
-    faults = [Fault("worker", 3), Fault("interrupt", 8), Fault("node", 12), Fault("storage", 16), Fault("driver", 20)]
+    faults = [Fault("worker", 2), Fault("node", 5), Fault("storage", 8), Fault("driver", 11)]
     there = survive("generate", faults, HOST, fragments, *more)
     rows, clean = (
         pq.read_table(pa.BufferReader(storage.read_bytes(f"{folder}/manifest.parquet"))).to_pylist()
@@ -227,6 +234,7 @@ def test_generate(survive, workspace):
     assert sorted(name for file in files for name in read_shard(file)["source"].to_pylist()) == list(digests)
 
 
+@pytest.mark.matrix
 def test_evaluate(survive, bucket, workspace):
     more = ["--page", f"{bucket}/evaluate.html"]
     there = survive("evaluate", [Fault("worker", 0), Fault("driver", 1)], FIGURES, fragments, *more)

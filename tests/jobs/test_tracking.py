@@ -60,7 +60,7 @@ def test_generate_takes_a_registered_model(workspace, registered, from_a_server,
     assert shared(out) == ["model"]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("job", "more", "made", "names"),
     [

@@ -31,7 +31,7 @@ def tune(workspace, tmp_path, empty_database):
 
 @pytest.mark.slow
 def test_a_search_leaves_ranked_trials_a_configuration_a_page_and_one_record_each(tune, tmp_path, workspace, capfd):
-    """One of its trials cannot be trained; asked again it has nothing to do, asked for more it goes on."""
+    """One of its trials cannot be trained; asked again it has nothing to do."""
     folder = tmp_path / "out" / "quick"
     space = '{"model.window_size": {"grid": [[1,1,1], [2,3,2], [3,3,3]]}, "optim.lr": {"grid": [1.0e-3, 1.0e+30]}}'
     search = ["--search.space", space, "--search.searcher", "grid", "--search.trials", "3"]
@@ -66,9 +66,7 @@ def test_a_search_leaves_ranked_trials_a_configuration_a_page_and_one_record_eac
     assert before["quick-00001"].info.status == "FAILED"
     assert tune("out", *search) == 0
     assert "is complete, nothing to do" in capfd.readouterr().err
-    assert tune("out", *search[:-1], "4") == 0
-    assert [trial["keys"] for trial in records(folder)[:3]] == [trial["keys"] for trial in found]
-    assert sorted(runs_of(tmp_path)) == [*sorted(before), "quick-00003"]
+    assert sorted(runs_of(tmp_path)) == sorted(before)
 
 
 def runs_of(tmp_path):
@@ -126,7 +124,7 @@ def test_a_search_of_another_space_is_refused(tune, fails, tmp_path):
     assert "name another folder, or remove this one" in line
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_trials_whose_workers_take_all_cpus_all_finish(tune, tmp_path):
     cpus = str(int(ray.cluster_resources()["CPU"]))
     more = ["--search.trials", "2", "--search.scheduler", "none", "--search.max_samples", "12"]

@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from deadlines import extend
 
 from voxfleet.report.figures import mosaic
 from voxfleet.report.page import Check, Page, Picture, Summary
@@ -87,5 +88,5 @@ def rendered(text, folder, width):
         f"--user-data-dir={folder}/p",
     ]
     command = [CHROMIUM, *options, f"--window-size={width},900", "--dump-dom", (folder / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=extend(300), check=True)
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1]))

@@ -11,6 +11,8 @@ import sys
 import time
 import urllib.request
 
+from deadlines import extend
+
 
 def free_ports(count):
     """As many ports that nobody listens at, of those that no system gives to whoever asks for any."""
@@ -55,7 +57,7 @@ class MlflowServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + extend(60)
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "log").read_text()
             assert time.monotonic() < deadline, (self._folder / "log").read_text()
@@ -63,7 +65,7 @@ class MlflowServer:
 
     def _answers(self):
         with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=10).status == 200
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=extend(10)).status == 200
         return False
 
     def kill(self):

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import psutil
+from deadlines import extend
 
 from voxfleet.cli import INTERRUPTED
 
 HOLD = Path(__file__).parent / "hold_nodes.py"
-_DEADLINE_S = 1200  # of a machine that is busy
+_DEADLINE_S = extend(600)
 _LOOK_S = 0.05
 _AWAY_S = 5.0
 T = TypeVar("T")
@@ -90,7 +91,7 @@ class Nodes:
         """End the cluster."""
         self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=extend(30))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

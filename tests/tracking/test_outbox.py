@@ -4,6 +4,7 @@ import json
 import threading
 
 import pytest
+from deadlines import extend
 
 from voxfleet import storage
 from voxfleet.tracking.outbox import Outbox, QueuedTracker, Record, RefusedError, growing_pause, masked, recording
@@ -128,7 +129,7 @@ def test_what_is_not_sent_is_kept_while_the_job_runs(record):
     watched = Watched(**vars(record))
     box = outbox(FakeStore(failures=1), watched, pause=lambda failures: 1e9)
     box.put("metrics", metrics=[("loss", 1.0, 0, 1)])
-    assert kept.wait(60)
+    assert kept.wait(extend(60))
     assert len(Record.read(record.unsent)[1]) == 1
     assert box.close() == 0
     assert not storage.exists(record.unsent)
@@ -261,6 +262,6 @@ def test_a_store_that_takes_no_record_at_the_end_is_not_asked_for_files(record):
     store = Counting(failures=100)
     operations = [{"kind": "tags", "tags": {"a": "b"}}, {"kind": "artifact", "uri": "x", "folder": ""}]
     sender = outbox(store, record, operations=operations, flush_s=0, pause=lambda failures: 60.0)
-    assert both.wait(30)
+    assert both.wait(extend(30))
     assert sender.close() == 2
     assert store.calls == 3  # the record once more, and then no file

@@ -5,6 +5,7 @@ import threading
 import mlflow
 import pytest
 import torch
+from deadlines import extend
 from made_up import MODEL
 
 from voxfleet import storage
@@ -41,7 +42,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once_and_in_order(mlfl
         log(tracker, range(20, 40))
         tracker.log_document("config.json", {"depth": 2})
         tracker.register_package(package, mark, "final")
-        assert failed.wait(60)
+        assert failed.wait(extend(60))
         log(tracker, range(40, 50))
         server.start()
         log(tracker, range(50, 60))

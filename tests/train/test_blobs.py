@@ -80,9 +80,8 @@ def train(diffusion):
     return model.eval(), recipe, separation(data, labels)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("flow", marks=pytest.mark.slow), pytest.param("x0", marks=pytest.mark.matrix)]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", PROCESSES)
 def test_guidance_separates_the_classes(name):
     model, recipe, real = train(PROCESSES[name])
     labels = torch.arange(256) % 2

@@ -43,7 +43,7 @@ def test_more_samples_and_blocks_need_more_and_checkpointing_less():
     assert again < kept / 2
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_real_step_takes_about_what_is_counted():
     """In a process of its own: what others took before would count."""
     config = DiT3DConfig(patch_size=(2, 2, 2), depth=4)

@@ -3,9 +3,11 @@
 import functools
 from typing import Any
 
+import ray
+
 from voxfleet import storage
 from voxfleet.config.jobs import CohortConfig
-from voxfleet.data.cohort import SimulationConfig, Simulator, dataset_files, subject_files
+from voxfleet.data.cohort import Simulator, dataset_files, subject_files
 from voxfleet.engine.console import Progress
 from voxfleet.engine.job import job_session
 from voxfleet.engine.output import LEDGER, Output
@@ -23,7 +25,8 @@ def run(config: CohortConfig) -> None:
     with job_session(output) as tracker:
         progress = Progress("cohort", config.subjects, "subjects")
         units = {f"{index:06d}": index for index in range(config.subjects)}
-        work = functools.partial(_simulate, config.simulation, folder)
+        # once, and shared by the tasks of a node: the template takes seconds to load
+        work = functools.partial(_simulate, ray.put(Simulator(config.simulation)), folder)
         rows = run_units(units, work, Ledger(storage.join(folder, LEDGER)), progress)
         participants = [row for unit in rows.values() for row in unit]
         files = dataset_files(config.simulation, participants)
@@ -35,14 +38,14 @@ def run(config: CohortConfig) -> None:
         progress.finish(f"{len(groups)} simulated subjects ({counts}) in {config.output}")
 
 
-def _simulate(simulation: SimulationConfig, folder: str, unit: str, index: int) -> Rows:
-    subject = _simulator(simulation).simulate(index)
+def _simulate(simulator: ray.ObjectRef, folder: str, unit: str, index: int) -> Rows:
+    subject = _fetch(simulator).simulate(index)
     for path, data in subject_files(subject).items():
         storage.write_bytes(storage.join(folder, path), data)
     return [dict[str, Any](subject.participant)]
 
 
 @functools.cache
-def _simulator(simulation: SimulationConfig) -> Simulator:
-    """One simulator a process: it reads the template once."""
-    return Simulator(simulation)
+def _fetch(simulator: ray.ObjectRef) -> Simulator:
+    """The simulator, copied out of the object store once a process."""
+    return ray.get(simulator)

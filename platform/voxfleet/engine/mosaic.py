@@ -17,7 +17,6 @@ from voxfleet.engine.validation import to_batch
 from voxfleet.metrics.latents import energy_coefficient
 from voxfleet.models import DiT3D
 from voxfleet.packages import ModelBundle, load_autoencoder
-from voxfleet.report.figures import mosaic
 from voxfleet.train.diffusion import DiffusionRecipe
 
 _STEPS = 16  # of the sampler that measures quality
@@ -33,6 +32,8 @@ class SampleMosaic:
 
     def __call__(self, model: nn.Module, device: torch.device) -> bytes:
         """A PNG of the samples that ``model`` draws: images where there is an autoencoder, else the first channel."""
+        from voxfleet.report.figures import mosaic  # here, as most processes that unpickle this draw no picture
+
         labels = [name for name in self.manifest.classes for _ in range(self.config.per_class)]
         seeds = [row_seed(0, 0, number % self.config.per_class) for number in range(len(labels))]
         volumes = self._volumes(
