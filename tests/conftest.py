@@ -72,7 +72,6 @@ def ray_session(s3_port):
     from voxfleet.config.resources import ResourcesConfig
     from voxfleet.engine.cluster import session
 
-    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112  (a test waits for them)
     with session(ResourcesConfig()):
         yield
 
