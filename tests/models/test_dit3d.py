@@ -155,12 +155,14 @@ def test_values_where_only_padding_is_never_matter():
 
 def test_a_sample_does_not_depend_on_its_batch():
     model = tiny()
-    x, t, y = inputs(model, 4)
-    before = model(x, t, y)
-    x[0] += 1.0
-    after = model(x, t, y)
-    assert torch.equal(before[1:], after[1:])
-    assert not torch.equal(before[0], after[0])
+    batch = inputs(model, 4)
+    before = model(*batch)
+    for values in batch:  # latents, timesteps, labels
+        values[0] += 1
+        after = model(*batch)
+        assert torch.equal(before[1:], after[1:])
+        assert not torch.equal(before[0], after[0])
+        before = after
 
 
 def test_without_global_blocks_a_voxel_changes_its_own_window_only():

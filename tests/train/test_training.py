@@ -1,6 +1,8 @@
 """The step, the state and the learning rate, without Ray."""
 
 import dataclasses
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -65,6 +67,22 @@ def test_two_steps_save_load_two_steps_equal_four():
     assert second.step == whole.step == 4
     assert same(second.model.state_dict(), whole.model.state_dict())
     assert same(second.ema, whole.ema)
+
+
+class Program:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_checkpoint_that_holds_a_program_does_not_run_it(tmp_path):
+    with pytest.raises(pickle.UnpicklingError):
+        read_state(state_bytes({"model": Program(tmp_path / "made")}))
+    assert not (tmp_path / "made").exists()
 
 
 def test_training_lowers_the_loss():
