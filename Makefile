@@ -1,5 +1,5 @@
-# make demo   the whole path, from a simulated cohort to synthetic volumes (about 11 minutes on two cores, and installation)
-#             DEMO=quick make demo   the same stages in three minutes, without a claim of quality
+# make demo   the whole path, from a simulated cohort to synthetic volumes (five to ten minutes on two cores)
+#             DEMO=quick make demo   the same stages in two minutes, without a claim of quality
 # make test   the default tests;  make test-slow  one of each fault and long job;  make lint  style and types
 # make test-matrix   all combinations, about an hour: before a change of a part is called done (tests/README.md)
 # make fuzz   spoils configurations and files, ten minutes a kind

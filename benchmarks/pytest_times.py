@@ -1,6 +1,6 @@
 """Measures what each test costs, in seconds and processor seconds, and which processes used the processors.
 
-A pytest plugin: ``PYTHONPATH=benchmarks .venv/bin/pytest -p pytest_times --times FILE``. Every finished test adds one
+A pytest plugin: ``PYTHONPATH=benchmarks .venv/bin/pytest -p pytest_times --times=FILE``. Every finished test adds one
 JSON line to FILE (also to that of an earlier run): the seconds of its set-up, call and tear-down, and the processor
 seconds (user and system) of all processes of this machine, by kind of process. What a process uses after the last
 sample before its end is not seen. ``python benchmarks/pytest_times.py FILE`` prints the tables of
