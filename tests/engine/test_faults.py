@@ -1,4 +1,4 @@
-"""Killed equals uninterrupted, bit for bit: kill -9 of a worker and of the driver, in the middle of steps."""
+"""Killed equals uninterrupted, bit for bit: kill -9 of workers and the driver in the middle of steps; lost nodes."""
 
 import json
 import os
@@ -70,9 +70,8 @@ def kills(seed):
     return [{"epoch": epoch, "place": chance.randrange(ROWS), "who": name} for epoch, name in enumerate(who)]
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("elastic", marks=pytest.mark.matrix), pytest.param("warned", marks=pytest.mark.slow)]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind", ["elastic", "warned"])
 def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path, kind):
     """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint.
 

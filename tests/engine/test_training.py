@@ -138,7 +138,7 @@ def changed(kind):
     return kind(**{field.name: getattr(RECIPE, field.name) for field in dataclasses.fields(RECIPE)})
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_continues(train, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     recipe = dataclasses.replace(changed(Full), first=str(checkpoints / "step-000000006.pt"))
