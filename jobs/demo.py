@@ -35,10 +35,9 @@ def main() -> None:
     size = sys.argv[1] if len(sys.argv) > 1 else ""
     if size not in ("", "quick"):
         raise UserError(f"DEMO is {size!r}; leave it out for the whole demo, or set it to quick")
-    if size:
-        Path("demo-quick").mkdir(exist_ok=True)
-        os.chdir("demo-quick")
-    more = QUICK if size else {}
+    folder, more = (Path("demo-quick"), QUICK) if size else (Path(), {})
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)  # where the paths of the configurations begin
     configs = {
         stage: parse(stage, ["--config", str(CONFIGS / stage / "demo.yaml"), *more.get(stage, [])]) for stage in STAGES
     }
@@ -46,11 +45,11 @@ def main() -> None:
 
     with session(configs["cohort"].resources):
         for stage, config in configs.items():
-            line = " ".join([f"$ voxfleet {stage} --config configs/{stage}/demo.yaml", *more.get(stage, [])])
-            print(line, file=sys.stderr)
+            command = ["$ voxfleet", stage, f"--config configs/{stage}/demo.yaml", *more.get(stage, [])]
+            print(*command, file=sys.stderr)
             run_job(stage, config)
-    page, volumes = (os.path.relpath(path) for path in (configs["evaluate"].page, configs["generate"].output))
-    print(f"Open {Path.cwd() / page} in a browser; the volumes are in {Path.cwd() / volumes}.")
+    page, volumes = folder / configs["evaluate"].page, folder / configs["generate"].output
+    print(f"Open {page} in a browser; the volumes are in {volumes}.")
 
 
 if __name__ == "__main__":

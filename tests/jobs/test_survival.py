@@ -144,11 +144,13 @@ def test_shards(survive, workspace, fine, job, kind, column, faults, more):
         pytest.param(
             "train",
             18,
-            [Fault("worker", 2), Fault("record", 4), Fault("node", 8), Fault("driver", 14)],
+            [Fault("worker", 2), Fault("record", 4), Fault("driver", 12)],
             ["--loading.mode", "streamed"],
             marks=pytest.mark.slow,
         ),
-        pytest.param("train", 18, [Fault("storage", 4), Fault("driver", 12)], [], marks=pytest.mark.matrix),
+        pytest.param(
+            *("train", 18, [Fault("node", 2), Fault("storage", 8), Fault("driver", 12)], []), marks=pytest.mark.matrix
+        ),
     ],
 )
 def test_trainings(survive, harness, bucket, workspace, tmp_path, job, held_back, faults, more):

@@ -33,7 +33,7 @@ def train_vae(workspace, tmp_path_factory):
 EACH_STEP = ("--trainer.log_every", "1")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_two_workers_train_all_terms_as_one_does(train_vae):
     """With two workers the adversary's gradients are averaged too, from the first step on and from its start on."""
     points = []
@@ -48,7 +48,7 @@ def test_two_workers_train_all_terms_as_one_does(train_vae):
     assert [point["discriminator"] > 0 for point in one] == [False] * 2 + [True] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_the_package_holds_the_autoencoder_and_the_checkpoint_the_adversary_too(train_vae, workspace):
     code, folder = train_vae("by1", *EACH_STEP)  # complete, where the test above has run
     assert code == 0
