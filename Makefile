@@ -9,6 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 
+.NOTPARALLEL:
 .PHONY: demo test test-slow test-matrix fuzz lint clean-demo
 
 demo: .venv/demo-installed

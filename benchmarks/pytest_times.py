@@ -32,18 +32,20 @@ KINDS = (
     ("default_worker.py", "Ray: workers that start"),
     ("setup_worker.py", "Ray: workers that start"),
     ("ray::", "Ray: workers at work"),
-    ("mlflow", "MLflow servers"),
+    ("mlflow server", "MLflow servers"),
+    ("mlflow.server", "MLflow servers"),
     ("moto", "S3 servers"),
     ("chrom", "browsers"),
     ("deno", "BIDS validator"),
     ("bids-validator", "BIDS validator"),
-    ("pytest", "pytest itself"),
+    ("bin/pytest", "pytest itself"),
+    ("-m pytest", "pytest itself"),
 )
 OTHER = "other processes (jobs, scripts)"
 
 
 def read_processes():
-    """Processor seconds and command line of every process of this user, by (pid, start time)."""
+    """Processor seconds and command line of every process, by (pid, start time)."""
     processes = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():

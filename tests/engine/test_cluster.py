@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from deadlines import extend
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine import cluster
@@ -47,25 +48,37 @@ def test_workers_are_no_nicer_than_the_driver():
     assert ray.get(niceness.remote()) == os.nice(0)
 
 
-def ray_processes():
-    """Of this user, whether they are ours or of nobody any more."""
-    found = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
-    return sorted(line for line in found if re.search(r"raylet|gcs_server|ray::\w+Agent", line))
+def start_slowly(attempts):
+    """Run the script of this name; returns its outcome, and processes that it left running."""
+    mark = {"VOXFLEET_TEST_START": str(attempts)}
+    done = subprocess.run(
+        [sys.executable, START_SLOWLY, str(attempts)],
+        env={**os.environ, **mark},
+        capture_output=True,
+        text=True,
+        timeout=extend(120),
+        check=False,
+    )
+    left = [
+        process
+        for process in psutil.process_iter(["environ"])
+        if mark.items() <= (process.info["environ"] or {}).items()
+    ]
+    return done, psutil.wait_procs(left, timeout=extend(10))[1]
 
 
 @pytest.mark.slow
 def test_a_ray_that_starts_too_slowly_is_started_again():
-    done = subprocess.run([sys.executable, START_SLOWLY, "1"], capture_output=True, text=True, check=False)
+    done, _ = start_slowly(1)
     assert (done.returncode, done.stdout) == (0, "1 raylet")
     assert re.fullmatch(r"Ray did not start \(The current node timed out during startup\); trying again\n", done.stderr)
 
 
 @pytest.mark.slow
 def test_a_ray_that_does_not_start_is_one_line_with_exit_code_4_and_leaves_nothing():
-    before = ray_processes()
-    done = subprocess.run([sys.executable, START_SLOWLY, "2"], capture_output=True, text=True, check=False)
+    done, left = start_slowly(2)
     assert done.returncode == 4
-    assert ray_processes() == before
+    assert left == []
     assert re.search(
         r"\nvoxfleet: error: Ray did not start in 2 attempts \(The current .*\); run the same command again when this "
         r"machine is less busy, or set resources.address to a cluster that runs\n$",

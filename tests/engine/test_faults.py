@@ -70,8 +70,9 @@ def kills(seed):
     return [{"epoch": epoch, "place": chance.randrange(ROWS), "who": name} for epoch, name in enumerate(who)]
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("kind", ["elastic", "warned"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("elastic", marks=pytest.mark.matrix), pytest.param("warned", marks=pytest.mark.slow)]
+)
 def test_a_lost_node_leaves_fewer_workers_that_still_see_every_sample_once_an_epoch(latents, tmp_path, kind):
     """Draws after the last checkpoint are done again: then they are the same. A warning leads to a checkpoint.
 

@@ -25,7 +25,7 @@ from voxfleet import storage
 from voxfleet.data.shards import read_manifest, read_shard, tensors
 from voxfleet.train.checkpoint import CheckpointStore
 
-SAMPLES = 20
+SAMPLES = 30
 FINE = ["--subjects_per_shard", "1"]
 LONG = ["--trainer.epochs", "12", "--trainer.checkpoint_every", "1", "--trainer.log_every", "1"]
 TRAINER, TASK, HOST = "ray::RayTrainWorker", "ray::Map", "ray::Host"  # titles of processes
@@ -129,7 +129,9 @@ def test_cohort(survive, workspace):
         ),
     ],
 )
-def test_shards(survive, workspace, fine, job, kind, column, faults, more):
+def test_shards(survive, workspace, request, job, kind, column, faults, more):
+    if job == "encode":
+        request.getfixturevalue("fine")
     there = survive(job, [Fault(who, 2 + 2 * n) for n, who in enumerate(faults)], TASK, fragments, *more)
     found, clean = (contents(folder, kind, column) for folder in (there, workspace.demo / kind))
     assert found.keys() == clean.keys()

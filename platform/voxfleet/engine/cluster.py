@@ -138,10 +138,12 @@ def _start_private(**options: Any) -> None:
             raise  # a setting is wrong, which no second attempt mends
         except Exception as error:  # for a start that takes too long Ray raises no class of its own
             reason = _first_sentence(error)
+        started = set(psutil.Process().children(recursive=True)).difference(children)
         ray.shutdown()
-        for child in set(psutil.Process().children(recursive=True)).difference(children):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
-                child.kill()  # Ray forgets the processes of a start that failed
+        for child in started:  # Ray forgets the processes of a start that failed
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(started, timeout=_REACH_S)
         if attempts_left:
             say(f"Ray did not start ({reason}); trying again", level="warning")
     raise WorkMissingError(

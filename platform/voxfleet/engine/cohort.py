@@ -45,7 +45,7 @@ def _simulate(simulator: ray.ObjectRef, folder: str, unit: str, index: int) -> R
     return [dict[str, Any](subject.participant)]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _fetch(simulator: ray.ObjectRef) -> Simulator:
     """The simulator, copied out of the object store once a process."""
     return ray.get(simulator)
