@@ -16,7 +16,7 @@ from pathlib import Path
 
 from voxfleet.engine import cluster  # sets what Ray reads when it is imported
 
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # how long Ray Train waits for the node to come back
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"  # how long Ray Train waits for the node to come back
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # off where the session of the tests has set it
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
 
@@ -60,7 +60,7 @@ class Witness(DiffusionRecipe):
         return (epoch > _WARNED_IN and not Path(self.first).exists()) or (epoch > _JOINED_IN and not is_whole)
 
     def loss(self, model, batch, draws):
-        time.sleep(5.0 if self.first and self._waits(draws.epoch) else 0.05)  # so that there is something left to do
+        time.sleep(1.0 if self.first and self._waits(draws.epoch) else 0.05)  # so that there is something left to do
         drawn = zip(draws.index.tolist(), batch["mu"][:, 0, 0, 0, 0].tolist(), strict=True)
         with Path(self.seen, str(os.getpid())).open("a") as file:
             file.writelines(json.dumps([draws.epoch, *draw]) + "\n" for draw in drawn)
