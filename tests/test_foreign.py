@@ -1,5 +1,7 @@
 """Files that other programs made: every format gives the same numbers, and nothing is unpickled."""
 
+import argparse
+import gzip
 import io
 import pickle
 
@@ -21,9 +23,9 @@ class Mine:
         return (pytest.fail, ("unpickled",))
 
 
-def saved(content):
+def saved(content, **options):
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(content, buffer, **options)
     return buffer.getvalue()
 
 
@@ -47,6 +49,10 @@ def write(tmp_path, name, data):
         ("a.safetensors", safetensors.torch.save({"mu": torch.from_numpy(ARRAY)})),
         ("a.pt", saved(torch.from_numpy(ARRAY))),
         ("a.pth", saved({"mu": torch.nn.Parameter(torch.from_numpy(ARRAY))})),
+        ("a.pt", saved(torch.from_numpy(ARRAY), _use_new_zipfile_serialization=False)),
+        *[(name, saved(torch.from_numpy(ARRAY))) for name in ("a.ckpt", "a.bin", "A.PT", "a.pt.tar", "a", "a.npy")],
+        ("a.pt", safetensors.torch.save({"mu": torch.from_numpy(ARRAY)})),
+        ("a.bin", numpy_file(np.savez, mu=ARRAY)),
     ],
 )
 def test_every_format_is_read(tmp_path, name, data):
@@ -61,7 +67,11 @@ def test_every_format_is_read(tmp_path, name, data):
     [
         ("a.pt", saved(Mine()), "holds an object of _pytest.outcomes.*nothing is unpickled"),
         ("a.pt", saved({"mu": Mine()}), "nothing is unpickled"),
-        ("a.npy", pickle.dumps(Mine()), "nothing is unpickled"),
+        ("a.ckpt", saved({"mu": Mine()}, _use_new_zipfile_serialization=False), "nothing is unpickled"),
+        ("a.npy", pickle.dumps(Mine(), protocol=2), "nothing is unpickled"),
+        ("a.npy", pickle.dumps(Mine()), "no known format"),
+        ("a.pt", saved(argparse.Namespace(lr=1)), "holds an object of argparse.Namespace"),
+        ("a.pt", saved({"best": np.float64(0.5)}), "holds an object of numpy"),
         ("a.npy", numpy_file(np.save, np.array([Mine()], dtype=object)), "nothing is unpickled"),
         ("a.npz", numpy_file(np.savez, mu=np.array([Mine()], dtype=object)), "nothing is unpickled"),
         ("a.pt", saved(torch.zeros(999))[:-500], "damaged"),
@@ -70,7 +80,9 @@ def test_every_format_is_read(tmp_path, name, data):
         ("a.npz", numpy_file(np.savez, mu=ARRAY)[:-30], "damaged"),
         ("a.npy", numpy_file(np.save, ARRAY)[:-4], "damaged"),
         ("a.safetensors", safetensors.torch.save({"a": torch.zeros(9)})[:-4], "damaged"),
-        ("a.nii.gz", b"", "no known format"),
+        ("a.nii.gz", gzip.compress(bytes(352)), "no known format"),
+        ("a.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+        ("a.npy", b"/annex/objects/MD5E-s99--00.npy\n", "datalad get"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, data, words):

@@ -1,11 +1,9 @@
-"""Files of arrays made elsewhere: .npy, .npz, .safetensors and PyTorch's .pt. Nothing in them is unpickled."""
+"""Files of arrays made elsewhere: NumPy's, safetensors and PyTorch's, told apart by content. Nothing is unpickled."""
 
 import io
 import pickle
-import posixpath
 import re
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,8 @@ import torch
 
 from voxfleet import storage
 from voxfleet.errors import UserError
+
+_MAX_POINTER_BYTES = 1024
 
 
 def _numpy(data: bytes) -> Any:
@@ -26,13 +26,14 @@ def _torch(data: bytes) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-READERS: dict[str, Callable[[bytes], Any]] = {
-    ".npy": _numpy,
-    ".npz": _numpy,
-    ".safetensors": safetensors.torch.load,
-    ".pt": _torch,
-    ".pth": _torch,
-}
+def _read(data: bytes) -> Any:
+    """Read ``data`` in the format that its first bytes show; names say little (.ckpt, .bin, .pt.tar, no ending)."""
+    first_member = data[30 : 30 + int.from_bytes(data[26:28], "little")] if data.startswith(b"PK") else b""
+    if data.startswith(b"\x93NUMPY") or first_member.endswith(b".npy"):
+        return _numpy(data)
+    if data[8:9] == b"{":  # JSON after its length
+        return safetensors.torch.load(data)
+    return _torch(data)
 
 
 def read_foreign(uri: str) -> Any:
@@ -50,11 +51,10 @@ def parse_foreign(uri: str, data: bytes) -> Any:
     Raises:
         UserError: as ``read_foreign``.
     """
-    ending = posixpath.splitext(uri)[1]
-    if ending not in READERS:
-        raise UserError(f"{uri} is of no known format; give one of {', '.join(READERS)}")
+    if len(data) < _MAX_POINTER_BYTES and (data.startswith(b"version https://git-lfs") or b"annex/objects/" in data):
+        raise UserError(f"{uri} only points to a file; fetch that with git lfs pull or datalad get")
     try:
-        return READERS[ending](data)
+        return _read(data)
     except Exception as error:  # whatever the format's reader throws at bytes that are not its own
         raise UserError(f"{uri} {_reason(error)}") from error
 
@@ -70,4 +70,7 @@ def _reason(error: Exception) -> str:
         return "is a TorchScript program, which is not run here; save model.state_dict() instead"
     if "pickled" in text or "allow_pickle" in text:
         return "is no plain array, and nothing is unpickled here; save arrays of numbers"
-    return f"is damaged, or not of the format that its name says ({type(error).__name__}); copy or save it again"
+    return (
+        f"is damaged, or of no known format ({type(error).__name__}): give a .npy, .npz, .safetensors or PyTorch file; "
+        "copy or save it again"
+    )

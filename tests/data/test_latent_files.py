@@ -1,5 +1,8 @@
 """Latents made elsewhere: what one file may hold, and what the table must say."""
 
+import gzip
+
+import nibabel as nib
 import numpy as np
 import pytest
 import safetensors.torch
@@ -16,7 +19,10 @@ CLASSES = ("HC", "TLE")
 
 def write(tmp_path, name, content):
     path = tmp_path / name
-    if name.endswith(".npy"):
+    if name.lower().endswith((".nii", ".nii.gz")):
+        image = nib.Nifti1Image(np.moveaxis(content, 0, -1), np.eye(4))  # as MAISI stores its latents
+        path.write_bytes(gzip.compress(image.to_bytes()) if name.lower().endswith(".gz") else image.to_bytes())
+    elif name.endswith(".npy"):
         np.save(path, content)
     elif name.endswith(".npz"):
         np.savez(path, **content)
@@ -38,6 +44,12 @@ def write(tmp_path, name, content):
         ("a.safetensors", {"latent": MU}),
         ("a.pt", torch.from_numpy(MU)[None]),
         ("a.pt", {"mu": torch.from_numpy(MU).requires_grad_()}),
+        ("a.pt", torch.from_numpy(MU)[None].contiguous(memory_format=torch.channels_last_3d)),
+        ("a.pt", torch.complex(torch.from_numpy(MU), torch.from_numpy(-MU)).conj().imag),  # negated when it is read
+        ("a.npy", np.asfortranarray(MU)),
+        ("a.nii.gz", MU),
+        ("sub-01_emb.NII.GZ", MU),
+        ("a.nii", MU),
     ],
 )
 def test_mu_alone(tmp_path, name, content):
@@ -63,9 +75,17 @@ def test_mu_and_its_noise(tmp_path, name, content):
     np.testing.assert_allclose(np.exp(logvar / 2), SIGMA, rtol=1e-6)
 
 
-def test_half_precision_of_pytorch(tmp_path):
-    mu, _ = read_latent(write(tmp_path, "a.pt", torch.from_numpy(MU).bfloat16()))
-    np.testing.assert_allclose(mu, MU, rtol=1e-2)
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 1e-2), (torch.float8_e4m3fn, 0.07)])
+def test_low_precision_of_pytorch(tmp_path, dtype, rtol):
+    mu, _ = read_latent(write(tmp_path, "a.pt", torch.from_numpy(MU).to(dtype)))
+    np.testing.assert_allclose(mu, MU, rtol=rtol, atol=2e-3)
+
+
+def test_a_nifti_latent_of_integers_has_a_slope(tmp_path):
+    image = nib.Nifti1Image(np.moveaxis(MU, 0, -1), np.eye(4))
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(read_latent(str(tmp_path / "a.nii"))[0], MU, atol=1e-4)
 
 
 def test_no_noise_is_a_finite_logvar(tmp_path):
@@ -88,11 +108,41 @@ def test_no_noise_is_a_finite_logvar(tmp_path):
         ("a.npz", {"mu": MU, "sigma": -SIGMA}, "sigma is negative"),
         ("a.pt", {"mu": [1.0, 2.0]}, "type list"),
         ("a.pt", {}, "holds nothing"),
+        ("a.pt", (torch.from_numpy(MU), torch.from_numpy(MU)), "type tuple"),
+        ("a.pt", {"mu": torch.from_numpy(MU), "subject": "sub-01"}, "holds mu, subject"),
+        ("a.npy", np.rint(MU * 100).astype(np.int8), "mu is of type int8"),
+        ("a.npy", MU[:, :0], r"mu has shape \(4, 0, 3, 2\)"),
+        ("a.nii.gz", MU[0], r"has shape \(3, 2, 2\); a latent in NIfTI has four axes, the channels last"),
+        ("a.nii.gz", MU[None], "four axes, the channels last"),
+        ("a.nii", MU.astype(np.complex64), "mu is of type complex64"),
+        ("a.nii", np.rint(MU * 100).astype(np.int16), "mu is of type int16"),
     ],
 )
 def test_what_cannot_be_a_latent(tmp_path, name, content, words):
     uri = write(tmp_path, name, content)
     with pytest.raises(UserError, match=rf"^{uri}.*{words}"):
+        read_latent(uri)
+
+
+@pytest.mark.filterwarnings("ignore:.*(beta state|prototype stage|torch.quantize)")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda mu: mu.to_sparse(), "mu is a sparse_coo Tensor; save a dense one"),
+        (lambda mu: {"mu": mu, "sigma": mu.to_sparse()}, "sigma is a sparse_coo"),
+        (lambda mu: {"latent": mu[0, 0].to_sparse_csr()}, "mu is a sparse_csr Tensor"),
+        (lambda mu: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)]), "mu is a nested Tensor"),
+        (lambda mu: torch.quantize_per_tensor(mu, 0.01, 0, torch.qint8), "mu is of torch.qint8; save"),
+        (lambda mu: mu.to("meta"), "mu is a meta tensor"),
+        (lambda mu: mu.to(torch.complex64).conj(), "mu is of torch.complex64"),
+        (lambda mu: mu > 0, "mu is of torch.bool"),
+        (lambda mu: mu.to(torch.float8_e5m2).view(torch.uint8), "mu is of torch.uint8"),
+        (lambda mu: torch.zeros(1).expand(4, 10**5, 10**5, 10**5), "mu is of torch.float32 and shape .4, 100000,"),
+    ],
+)
+def test_tensors_that_cannot_be_a_latent(tmp_path, change, words):
+    uri = write(tmp_path, "a.pt", change(torch.from_numpy(MU)))
+    with pytest.raises(UserError, match=rf"^{uri}: {words}"):
         read_latent(uri)
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from voxfleet import storage
+from voxfleet.data import nifti
 from voxfleet.data.shards import SPLITS, count_rows
 from voxfleet.data.sources import Scan, SplitConfig, read_table, split_subjects
 from voxfleet.errors import UserError
 from voxfleet.foreign import read_foreign
 from voxfleet.models.vae import LOGVAR
+from voxfleet.models.vae_weights import to_float32
 
 _NAMES = ("mu", "logvar", "sigma")
 _LISTING_THREADS = 16
@@ -118,12 +120,14 @@ def read_latent(uri: str) -> tuple[np.ndarray, np.ndarray | None]:
     """mu and, where the file has it, logvar of one sample, each (C, d, h, w) float32.
 
     The file holds one array, which is mu, or arrays named mu and, if wanted, logvar or sigma. A leading batch axis of 1
-    is dropped. logvar is kept within the bounds of MONAI's own, -30 and 20.
+    is dropped. A NIfTI image, such as MAISI's ``*_emb.nii.gz``, is mu with the channels last. logvar is kept within the
+    bounds of MONAI's own, -30 and 20.
 
     Raises:
         UserError: names the file, and what in it cannot be used.
     """
-    named = _by_name(uri, read_foreign(uri))
+    is_nifti = uri.lower().endswith((".nii", ".nii.gz"))
+    named = {"mu": _read_nifti(uri)} if is_nifti else _by_name(uri, read_foreign(uri))
     arrays = {name: _array(f"{uri}: {name}", value) for name, value in named.items()}
     for name, array in arrays.items():
         if array.shape != arrays["mu"].shape:
@@ -134,6 +138,14 @@ def read_latent(uri: str) -> tuple[np.ndarray, np.ndarray | None]:
         with np.errstate(divide="ignore"):
             arrays["logvar"] = 2 * np.log(arrays["sigma"])
     return arrays["mu"], np.clip(arrays["logvar"], *LOGVAR) if "logvar" in arrays else None
+
+
+def _read_nifti(uri: str) -> np.ndarray:
+    """(C, d, h, w) of an image whose last axis are the channels."""
+    image = nifti.read(uri)
+    if len(image.shape) != 4:
+        raise UserError(f"{uri} has shape {image.shape}; a latent in NIfTI has four axes, the channels last")
+    return np.moveaxis(np.asanyarray(image.dataobj), -1, 0)
 
 
 def _by_name(uri: str, content: Any) -> dict[str, Any]:
@@ -151,10 +163,13 @@ def _by_name(uri: str, content: Any) -> dict[str, Any]:
 def _array(where: str, value: Any) -> np.ndarray:
     """A finite (C, d, h, w) float32 array."""
     if isinstance(value, torch.Tensor):
-        value = (value.float() if value.is_floating_point() else value).detach().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+        try:
+            value = to_float32(value).numpy()
+        except ValueError as error:
+            raise UserError(f"{where} {error}") from error
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":  # integers are codes of a quantisation or of VQ
         kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{where} is of type {kind}; save an array of real numbers")
+        raise UserError(f"{where} is of type {kind}; save an array of real floating-point numbers")
     if value.ndim == 5 and len(value) == 1:
         value = value[0]
     if value.ndim != 4 or not value.size:

@@ -6,37 +6,98 @@ drops their output projection, which changes what the network computes. Such a c
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from voxfleet.models.vae import AutoencoderConfig, build_autoencoder
 
-_WRAPPINGS = ("unet_state_dict", "autoencoder_state_dict", "state_dict", "autoencoder", "model")
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
+_FIRST_WEIGHT = "encoder.blocks.0.conv.conv.weight"
+# a weight that stands once in each network that is read from checkpoints: what precedes its name is the prefix
+_LANDMARKS = (_FIRST_WEIGHT, "layer1.0.conv1.weight")  # of an AutoencoderKlMaisi, and of a ResNet
 _HIDDEN = "norm_num_groups and use_convtranspose do not show in the weights"
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
     """The float32 weights, by name, in what a checkpoint holds.
 
+    Keys of nested dicts are read as prefixes of the names. The weights are those under the prefix of an autoencoder's
+    first weight (else a ResNet's), and all else is left out. Two prefixes are one choice only if their weights are
+    equal.
+
     Raises:
-        ValueError: if no state dict is found; says what is there.
+        ValueError: if there are no such weights, or several; if one of them is no dense tensor of real numbers.
     """
-    while isinstance(content, Mapping) and (key := next((k for k in _WRAPPINGS if k in content), None)):
-        content = content[key]
     if not isinstance(content, Mapping):
         raise ValueError(f"a {type(content).__name__} is no state dict of names and tensors")
-    if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
-        keys = ", ".join(_WRAPPINGS)
-        raise ValueError(
-            f"entry {others[0]!r} is not a tensor; put the state dict alone into the file, or under {keys}"
-        )
-    weights = {str(name): value.float() for name, value in content.items()}
-    while weights and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in weights)), None)):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    entries = dict(_flatten(content))
+    prefixes = next(filter(None, (_prefixes(entries, landmark) for landmark in _LANDMARKS)), None)
+    if prefixes is None:
+        names = ", ".join(list(entries)[:3]) or "nothing"
+        raise ValueError(f"holds {names}, no weights of an AutoencoderKlMaisi or a ResNet; give the checkpoint of one")
+    prefix, *others = prefixes
+    weights = _convert(entries, prefix)
+    for other in others:
+        if not _equal(weights, _convert(entries, other)):
+            raise ValueError(
+                f"has different weights under the prefixes {prefix!r} and {other!r}; put the state dict that you mean "
+                "alone into a file"
+            )
     return weights
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _prefixes(names: Mapping[str, Any], landmark: str) -> list[str]:
+    return [name.removesuffix(landmark) for name in names if f".{name}".endswith(f".{landmark}")]
+
+
+def _convert(entries: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """The weights under ``prefix``, by their names without it."""
+    weights = {}
+    for name, value in entries.items():
+        if name.startswith(prefix):
+            try:
+                weights[name.removeprefix(prefix)] = to_float32(value)
+            except ValueError as error:
+                raise ValueError(f"entry {name!r} {error}") from error
+    return weights
+
+
+def _equal(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def to_float32(value: Any) -> Tensor:
+    """A contiguous float32 copy of a dense tensor of floating-point numbers, or of a counter (an integer, no axes).
+
+    Raises:
+        ValueError: says what ``value`` is instead, and what to save; begins with "is".
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError("is not a tensor; put the state dict alone into the file")
+    if value.is_nested or value.layout != torch.strided or type(value) not in (Tensor, nn.Parameter):
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"is a {kind} {type(value).__name__}; save a dense one (to_dense(), to_padded_tensor())")
+    if value.is_meta:
+        raise ValueError("is a meta tensor, which has no values; save it from a model that has its weights")
+    if value.is_complex() or (value.ndim and not value.is_floating_point()):
+        raise ValueError(f"is of {value.dtype}; save real floating-point numbers (float(), dequantize(), real)")
+    try:
+        return value.detach().resolve_neg().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    except RuntimeError as error:  # a type that PyTorch only stores, or more values than memory holds
+        shape = tuple(value.shape)
+        raise ValueError(
+            f"is of {value.dtype} and shape {shape}, which float32 cannot hold here; save it as float32"
+        ) from error
 
 
 def check_weights(weights: Mapping[str, Tensor], config: AutoencoderConfig) -> None:
@@ -88,7 +149,7 @@ def _seen(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
     blocks: list[int] = []
     attends: list[bool] = []
     try:
-        width, image, *_ = weights["encoder.blocks.0.conv.conv.weight"].shape
+        width, image, *_ = weights[_FIRST_WEIGHT].shape
         restored = len(weights["decoder.blocks.{}.conv.conv.bias".format(_last_block(weights, "decoder"))])
         for index in range(_last_block(weights, "encoder") + 1):
             name = f"encoder.blocks.{index}"
