@@ -47,6 +47,7 @@ def test_a_geometry_is_whole_or_may_lack():
     for wrong in (
         {},
         {**GEOMETRY, "mirror_axis": "x"},
+        {**GEOMETRY, "mirror_axis": 3},
         {**GEOMETRY, "spacing_mm": [1, 1]},
         {**GEOMETRY, "affine": [[1]]},
     ):

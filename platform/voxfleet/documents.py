@@ -49,6 +49,8 @@ def check_geometry(geometry: Any, uri: str, remedy: str, *, may_lack: bool = Fal
         sizes = [len(row) for row in geometry["affine"]], len(geometry["spacing_mm"])
         if sizes != (4 * [4], 3):
             raise UserError(f"{uri}: geometry has an affine that is not 4 x 4, or not three sizes of voxels; {remedy}")
+        if geometry.get("mirror_axis") not in (None, 0, 1, 2):
+            raise UserError(f"{uri}: geometry has mirror_axis {geometry['mirror_axis']}, not 0, 1, 2 or null; {remedy}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -59,6 +59,21 @@ def test_the_map_is_that_of_the_whole_training_split_for_blocks_of_any_size(tmp_
     assert found.typical("nothing", 0) is None
 
 
+def test_mirrored_latents_span_the_map_but_are_no_people(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.normal(size=(24, 5)).astype(np.float32), np.arange(24) % 2
+    splits = np.array(["train"] * 8 + ["mirrored"] * 8 + ["val"] * 8)
+    found = latent_map({"real": pieces_of(tmp_path, vectors, labels, splits)}, CLASSES)
+    seen = vectors[:16].astype(np.float64)
+    lengths = np.linalg.svd(seen - seen.mean(axis=0), compute_uv=False)
+    np.testing.assert_allclose(found.explained, lengths**2 / (lengths**2).sum(), rtol=1e-6)
+    people = latent_map(
+        {"real": pieces_of(tmp_path, *(x[splits != "mirrored"] for x in (vectors, labels, splits)))}, CLASSES
+    )
+    assert found.groups == people.groups
+    assert found.typical("train", 0) in range(8)
+
+
 def test_large_latents_are_pooled_and_standardised():
     mu = np.random.default_rng(0).normal(3, 2, (2, 2, 20, 20, 20)).astype(np.float32)
     small, large = vectors_of(mu[:, :, :4, :4, :4], [3, 3], [2, 2]), vectors_of(mu, [3, 3], [2, 2])

@@ -108,12 +108,12 @@ class Cohort:
         files = [measure(unit, (name, rows))[0]["file"] for unit, rows in work.items()]
         return read_measured(self.measuring, volumes, files)
 
-    def judged(self, name, volumes, affine=None, labels=None):
+    def judged(self, name, volumes, affine=None, labels=None, mirrored=None):
         """The figures of a synthetic set, and those among them that failed."""
         labels = self.other_labels if labels is None else labels
         made = self.measured(name, volumes.astype(np.float32), labels, ["synthetic"] * len(volumes), affine)
         config = EvaluateConfig(output="-", volumes="-", autoencoder="-", synthetic="-", repeats=60)
-        verdict = judge(self.real, made, config, 2)
+        verdict = judge(self.real, made, config, 2, mirrored)
         figures = [figure for group in verdict.figures.values() for figure in group]
         return verdict, {figure.key for figure in figures if figure.passed is False}
 
@@ -189,6 +189,21 @@ def test_people_who_were_trained_on_are_found_in_the_set(cohort, name, disguise,
     assert re.match("release: fail: .*copies of training volumes", verdict.words)
     assert {synthetic for synthetic, _ in verdict.pairs} <= set(range(5))
     assert all(synthetic == trained for synthetic, trained in verdict.pairs)
+
+
+@pytest.mark.matrix
+def test_mirror_images_of_people_who_were_trained_on_are_found_in_the_set(cohort):
+    volumes = cohort.others.copy()
+    volumes[:5] = noisy(cohort.trained_on[:5, ::-1], 0.01)
+    _, failed = cohort.judged("mirrored-copies", volumes)
+    assert not any(key.startswith("copies/") for key in failed)  # none looks like a person as he was scanned
+    real = cohort.real.volumes
+    mirrored = cohort.measured("mirrored", real.parts[:, ::-1], real.labels, real.splits)
+    verdict, failed = cohort.judged("mirrored-copies", volumes, mirrored=mirrored)
+    assert {"copies/voxels", "copies/latents"} <= failed
+    assert all(synthetic == trained for synthetic, trained in verdict.pairs)
+    verdict, _ = cohort.judged("half", cohort.others, mirrored=mirrored)
+    assert verdict.words == "release: pass"
 
 
 def test_swapped_labels_are_caught(cohort):

@@ -1,5 +1,7 @@
 """The whole path at a tiny size, run once by the command line's own entry, on the shared Ray session."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +92,16 @@ def workspace(tmp_path_factory, ray_session):
     for job in TINY:
         assert space.run(job) == 0, job
     return space
+
+
+@pytest.fixture(scope="session")
+def symmetric(workspace, tmp_path_factory):
+    """The workspace's volumes, as of a cohort in which a mirrored head is one of the same class."""
+    folder = Path(shutil.copytree(workspace.demo / "volumes", tmp_path_factory.mktemp("symmetric") / "volumes"))
+    document = json.loads((folder / "manifest.json").read_text())
+    document["geometry"]["mirror_axis"] = 0
+    (folder / "manifest.json").write_text(json.dumps(document))
+    return folder
 
 
 @pytest.fixture

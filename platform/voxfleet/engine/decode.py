@@ -14,7 +14,7 @@ import torch
 from voxfleet import storage
 from voxfleet.config.generation import DecodeConfig
 from voxfleet.data import bids, nifti
-from voxfleet.data.latents import COLUMNS
+from voxfleet.data.latents import COLUMNS, MIRRORED
 from voxfleet.data.shards import Manifest, read_manifest, read_shard, table_bytes, tensors
 from voxfleet.data.synthetic import MANIFEST, RELEASE, SCRATCH, sidecar_file
 from voxfleet.engine.cluster import gpus_per_worker
@@ -30,8 +30,8 @@ from voxfleet.packages import fitting_autoencoder, load_autoencoder
 _README = """# Decoded brain volumes
 
 Each volume is what an autoencoder makes of a latent: a reconstruction where the latent is of an image, a synthetic
-volume where a model drew it. `manifest.parquet` names the source of each, its split and its sha256. Intensities are
-scaled to [0, 1]. Not for diagnosis.
+volume where a model drew it. `manifest.parquet` names the source of each, its split and its sha256. `desc-mirrored`
+shows the mirror image of a head: its left is the person's right. Intensities are scaled to [0, 1]. Not for diagnosis.
 """
 
 
@@ -70,20 +70,27 @@ def _run(config: DecodeConfig, downloads: str) -> None:
 
 
 def _names(folder: str, latents: Manifest, compress: bool) -> dict[str, list[str]]:
-    """For each shard, the file of each of its rows; the rows of a subject that has several are numbered as runs."""
-    subjects = {
-        shard["file"]: read_shard(uri, ["subject_id"])["subject_id"].to_pylist()
+    """For each shard, the file of each of its rows; the rows of a subject that has several are numbered as runs.
+
+    A mirror image has the run of its original.
+    """
+    rows = {
+        shard["file"]: [
+            (row["subject_id"], row[MIRRORED]) for row in read_shard(uri, ["subject_id", MIRRORED]).to_pylist()
+        ]
         for shard, uri in zip(latents.shards, latents.files(folder), strict=True)
     }
-    total, seen = Counter(subject for every in subjects.values() for subject in every), Counter[str]()
-    ids = bids_ids(total)
+    total, seen = Counter(row for every in rows.values() for row in every), Counter[tuple[str, bool]]()
+    ids = bids_ids({subject for subject, _ in total})
     names: dict[str, list[str]] = {}
-    for shard, every in subjects.items():
+    for shard, every in rows.items():
         names[shard] = []
-        for subject in every:
-            seen[subject] += 1
-            run = f"_run-{seen[subject]}" if total[subject] > 1 else ""
-            file = f"{ids[subject]}{run}_desc-decoded_T1w.nii{'.gz' if compress else ''}"
+        for row in every:
+            seen[row] += 1
+            subject, mirrored = row
+            run = f"_run-{seen[row]}" if total[row] > 1 else ""
+            kind = "mirrored" if mirrored else "decoded"
+            file = f"{ids[subject]}{run}_desc-{kind}_T1w.nii{'.gz' if compress else ''}"
             names[shard].append(f"{ids[subject]}/anat/{file}")
     return names
 
@@ -119,7 +126,7 @@ class Decoding:
         """Decode and write ``shard``, whose volumes get these names."""
         table = read_shard(storage.join(self.config.data, shard))
         latents, size = torch.from_numpy(tensors(table, "mu").astype(np.float32)), self.config.batch_size
-        rows = table.select(list(COLUMNS)).to_pylist()
+        rows = table.select([*COLUMNS, MIRRORED]).to_pylist()
         for start in range(0, len(latents), size):
             part = latents[start : start + size].to(self.device)
             volumes = self.autoencoder.decode(padded(part, size))[:, 0].float().cpu().numpy()

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from voxfleet import __version__, storage
-from voxfleet.config.evaluation import REAL, EvaluateConfig
+from voxfleet.config.evaluation import MIRRORED, REAL, EvaluateConfig
 from voxfleet.data.label_maps import find_label_maps, label_map_digests
 from voxfleet.data.sets import VolumeSet, open_set
 from voxfleet.data.synthetic import MANIFEST, RELEASE
@@ -74,12 +74,15 @@ def run(config: EvaluateConfig) -> None:
     histories = {run: storage.read_json(storage.join(run, "history.json")) for run in config.runs}
     with job_session(output, workers=True) as tracker:
         gpus = gpus_per_worker(config.resources)
-        measuring = _measuring(config, sets, package, networks, maps, "cuda" if gpus else "cpu")
-        measured = _measure(config, measuring, sets, map_digests, gpus)
+        real = sets[REAL]
+        all_sets = sets if real.mirror_axis is None else {**sets, MIRRORED: real.mirror_images}  # a model may know them
+        measuring = _measuring(config, all_sets, package, networks, maps, "cuda" if gpus else "cpu")
+        measured = _measure(config, measuring, all_sets, map_digests, gpus)
+        mirror_images = measured.pop(MIRRORED, None)
         rebuilt, quality = _rebuild(config, sets[REAL])
         views = look(measuring, measured, config.saliency, gpus)
         verdicts = {
-            name: judge(measured[REAL], measured[name], config, _PAIRS).with_group(
+            name: judge(measured[REAL], measured[name], config, _PAIRS, mirror_images).with_group(
                 "Saliency", saliency_figures(views, name, repeats=config.repeats, seed=config.seed)
             )
             for name in config.synthetic_sets

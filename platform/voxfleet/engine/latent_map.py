@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voxfleet.data.latents import MIRRORED
 from voxfleet.engine.latent_pieces import SYNTHETIC, TRAIN, Pieces
 from voxfleet.metrics.clouds import Cloud, separation, spread_ratio
 from voxfleet.metrics.distances import Moments, principal_axes
@@ -45,8 +46,8 @@ class LatentMap:
         coordinates: along the principal axes of the training split, (n, k).
         explained: share of the training split's variance along each, (k,).
         labels: class of each, (n,).
-        splits: of each, (n,); "synthetic" for what a model made.
-        groups: classes of the sets compared.
+        splits: of each, (n,); "synthetic" for what a model made, "mirrored" for mirror images of training heads.
+        groups: classes of the sets compared, people alone.
     """
 
     coordinates: np.ndarray
@@ -69,7 +70,7 @@ def latent_map(pieces: Mapping[str, Pieces], classes: Sequence[str]) -> LatentMa
     whole: Moments | None = None
     clouds: dict[_Key, Cloud] = {}
     for vectors, labels, splits in _blocks(pieces):
-        if (train := splits == TRAIN).any():
+        if (train := np.isin(splits, (TRAIN, MIRRORED))).any():
             part = Moments.of(vectors[train])
             whole = whole.merge(part) if whole else part
         _add(clouds, vectors, labels, splits)
@@ -87,7 +88,7 @@ def _blocks(pieces: Mapping[str, Pieces]) -> itertools.chain[tuple[np.ndarray, n
 
 
 def _add(clouds: dict[_Key, Cloud], vectors: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> None:
-    names = np.array([split if split in (TRAIN, SYNTHETIC) else HELD_OUT for split in splits.tolist()])
+    names = np.array([split if split in (TRAIN, SYNTHETIC, MIRRORED) else HELD_OUT for split in splits.tolist()])
     for key in sorted(set(zip(names.tolist(), labels.tolist(), strict=True))):
         cloud = Cloud.of(vectors[(names == key[0]) & (labels == key[1])])
         clouds[key] = clouds[key].merge(cloud) if key in clouds else cloud

@@ -14,6 +14,7 @@ import torch
 from voxfleet import storage
 from voxfleet.config.visualisation import LatentsConfig
 from voxfleet.data.index import Index, read_index
+from voxfleet.data.latents import MIRRORED
 from voxfleet.data.shards import MANIFEST, Manifest, read_manifest, read_shard, table_bytes, tensor_table, tensors
 from voxfleet.data.synthetic import LATENTS
 from voxfleet.engine.console import Progress
@@ -167,7 +168,7 @@ def _measure_shard(
     folder: str, mean: Sequence[float], std: Sequence[float], unit: str, content: dict[str, str]
 ) -> Rows:
     """Sums over the latents of a shard that count, and the file of the vectors of all."""
-    table = read_shard(content["shard"])
+    table = read_shard(content["shard"], ["label", "split", MIRRORED, "mu", "logvar"])
     mu, logvar = tensors(table, "mu"), tensors(table, "logvar")
     split = np.array(table["split"].to_pylist())
     counts = np.full(len(mu), True) if content["set"] == SYNTHETIC else split == TRAIN
@@ -181,7 +182,10 @@ def _measure_shard(
         raise UserError(f"{content['shard']}: {error}") from error
     vectors = np.concatenate([vectors_of(part, mean, std) for part in np.array_split(mu, -(-len(mu) // _AT_ONCE))])
     file = f"{MEASURES}/{unit}.parquet"
-    columns = {"label": table["label"].to_pylist(), "split": split.tolist()}
+    columns = {
+        "label": table["label"].to_pylist(),
+        "split": np.where(table[MIRRORED].to_numpy(), MIRRORED, split).tolist(),  # no people: a split of their own
+    }
     storage.write_bytes(storage.join(folder, file), table_bytes(tensor_table(columns, {"vector": vectors})))
     return [{"file": file, "sums": functools.reduce(ChannelSums.merge, parts).document() if parts else None}]
 

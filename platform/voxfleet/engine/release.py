@@ -26,6 +26,8 @@ _PLACE = 0.1  # of a voxel
 class Neighbourhood:
     """Distances of the synthetic and the held-out volumes to the nearest training volume, in one space.
 
+    Where mirror images were measured, the distance to a real volume is the smaller of those to it and its mirror image.
+
     Attributes:
         space: its name.
         synthetic, held_out: distances.
@@ -99,26 +101,46 @@ def _of_slices(measured: Measured) -> list[str]:
     return [name for name in names if name.partition(", ")[0] == names[0].partition(", ")[0]]
 
 
-def neighbourhood(space: str, real: Measured, synthetic: Measured, people: People) -> Neighbourhood:
+def neighbourhood(
+    space: str, real: Measured, synthetic: Measured, people: People, mirrored: Measured | None = None
+) -> Neighbourhood:
     """The distances by which the gate judges: of latents, or of voxels, however they are shifted.
+
+    Args:
+        space: one of ``spaces``.
+        real: the real set.
+        synthetic: the set that is judged.
+        people: rows of the real set.
+        mirrored: the mirror images of the real set, where a model may have been trained on them.
 
     Raises:
         ValueError: if there are too few volumes.
     """
     find = _nearest_shifted if space == VOXELS else functools.partial(_nearest_values, space)
-    training, held_out = _Side(real, people.training), _Side(real, people.held_out)
+    sources = [real] if mirrored is None else [real, mirrored]
+    training, held_out = ([_Side(source, rows) for source in sources] for rows in (people.training, people.held_out))
     made = _Side(synthetic, np.flatnonzero(synthetic.usable))
-    size = min(len(made.rows), len(training.rows))
+    size = min(len(made.rows), len(people.training))
     return Neighbourhood(
         space,
-        *find(made, training),
-        *find(held_out, training),
-        find(training, made)[0],
-        find(held_out, made)[0],
+        *_choose_nearest([find(made, side) for side in training]),
+        *_choose_nearest([find(held_out[0], side) for side in training]),
+        _choose_nearest([find(side, made) for side in training])[0],
+        _choose_nearest([find(side, made) for side in held_out])[0],
         find(made.first(size), None)[0],
-        find(training.first(size), None)[0],
-        *(distances(made.values(space), side.values(space)) for side in (training, held_out)),
+        find(training[0].first(size), None)[0],
+        *(
+            np.min([distances(made.values(space), side.values(space)) for side in sides], axis=0)
+            for sides in (training, held_out)
+        ),
     )
+
+
+def _choose_nearest(candidates: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Choose for each volume the smallest of several distances, (n,), and the row that belongs to it, (n,)."""
+    apart, rows = (np.stack(each) for each in zip(*candidates, strict=True))
+    best = apart.argmin(axis=0), np.arange(apart.shape[1])
+    return apart[best], rows[best]
 
 
 def _nearest_values(space: str, x: _Side, y: _Side | None) -> tuple[np.ndarray, np.ndarray]:

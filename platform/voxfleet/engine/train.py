@@ -81,11 +81,6 @@ def check_model(config: TrainConfig, manifest: Manifest) -> None:
     for key, (ours, theirs) in expected.items():
         if ours != theirs:
             raise UserError(f"{key} is {ours}, but the latents in {config.data} have {theirs}; set {key} to {theirs}")
-    if config.augment.mirror and manifest.geometry.get("mirror_axis") is None:
-        raise UserError(
-            f"augment.mirror is true, but {config.data} does not say that a mirrored head is one of the same class; "
-            "set it to false, or prepare the volumes with --source.mirrored true if it is"
-        )
     if config.samples.autoencoder:
         package = read_package_config(config.samples.autoencoder, "autoencoder")
         if package["fingerprint"] != manifest.autoencoder:

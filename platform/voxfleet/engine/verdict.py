@@ -63,8 +63,13 @@ class Verdict:
         }
 
 
-def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: int) -> Verdict:
-    """All figures of the set ``synthetic``, and the ``pairs`` of its volumes that are nearest to training ones."""
+def judge(
+    real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: int, mirrored: Measured | None = None
+) -> Verdict:
+    """All figures of the set ``synthetic``, and the ``pairs`` of its volumes that are nearest to training ones.
+
+    ``mirrored`` are the mirror images of the real set, where a model may have been trained on them.
+    """
     found: list[tuple[int, int]] = []
     gate: list[Figure] = []
     nearby: dict[str, Neighbourhood] = {}
@@ -76,7 +81,7 @@ def judge(real: Measured, synthetic: Measured, config: EvaluateConfig, pairs: in
     asked = dataclasses.replace(config.release, alpha=config.release.alpha / len(spaces))  # Bonferroni
     for space in spaces:
         try:
-            near = nearby[space] = release.neighbourhood(space, real, synthetic, people)
+            near = nearby[space] = release.neighbourhood(space, real, synthetic, people, mirrored)
         except ValueError as error:
             gate.append(Figure(key=f"privacy/{space}", name=f"nearest training volumes ({space})", reason=str(error)))
             continue

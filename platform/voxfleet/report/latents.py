@@ -35,9 +35,10 @@ _TEMPLATE = """{% extends "base" %}{% block body %}<div class="wide"><table>
 {% endblock %}"""
 _REAL, _SYNTHETIC = "#3b6ea5", "#d9822b"
 _COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-# split or "synthetic": how its latents, and the centre of each of its classes, are drawn
+# split, "mirrored" or "synthetic": how its latents, and the centre of each of its classes, are drawn
 _MARKERS: dict[str, dict[str, Any]] = {
     "train": {"marker": "o", "linewidths": 0, "alpha": 0.55},
+    "mirrored": {"marker": "o", "facecolors": "none", "alpha": 0.55},
     "val": {"marker": "s", "facecolors": "none"},
     "test": {"marker": "^", "facecolors": "none"},
     "synthetic": {"marker": "x", "linewidths": 1.8},

@@ -14,25 +14,20 @@ from voxfleet.train.optim import ParameterGroups
 from voxfleet.train.step import Batch
 
 # streams of the keyed draws: each use of randomness has its own
-POSTERIOR, TIMESTEP, NOISE, LABEL, MIRROR, BLUR = range(6)
+POSTERIOR, TIMESTEP, NOISE, LABEL, BLUR = range(5)
 BUCKETS = 4  # of equal width in time, by which the validation loss is shown
 LOG_SNRS = (2.0, 1.0, 0.0, -1.0, -2.0)  # where networks of different processes are compared
-_SAGITTAL = 2  # the axis of (B, C, D, H, W) that goes from left to right in RAS
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Changes of the latents of training; all off by default.
+    """Changes of the latents of training; off by default.
 
     Args:
         noise: standard deviation of normal noise that is added, in units of the standardised latents.
-        mirror: mirror every second draw from left to right; only where the data says that a mirrored head is one of
-            the same class (source.mirrored of prepare). The autoencoder's latents of mirrored heads are mirrored
-            nearly, not exactly.
     """
 
     noise: float = 0.0
-    mirror: bool = False
 
     def __post_init__(self) -> None:
         if self.noise < 0:
@@ -110,9 +105,6 @@ class DiffusionRecipe:
         return torch.stack(errors).mean(dim=0)
 
     def _augmented(self, x0: Tensor, draws: Draws) -> Tensor:
-        if self.augment.mirror:
-            turned = draws.uniform(MIRROR) < 0.5
-            x0 = torch.where(turned.reshape(-1, 1, 1, 1, 1), x0.flip(_SAGITTAL), x0)
         if self.augment.noise:
             x0 = x0 + self.augment.noise * draws.normal(BLUR, tuple(x0.shape[1:]))
         return x0
