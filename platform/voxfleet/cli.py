@@ -173,6 +173,8 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"voxfleet {__version__}")
         return 0
+    if not os.path.isdir(os.curdir):  # PyTorch and Ray end with errors of their own there
+        return _fail("the working folder was removed; change to another one", 2)
     job, rest = arguments[0], arguments[1:]
     if job == SUBMIT:
         return guarded(lambda: submit(rest))

@@ -8,6 +8,7 @@ Relative paths begin at VOXFLEET_ROOT, a folder or a bucket, where that is set, 
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -37,6 +38,7 @@ _PASSING = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT)"
     r"|HTTP status (429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
 )
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EBADF, errno.ENOTSUP)  # of Lustre, NFS and EFS without locks
 _S3_ATTEMPTS, _S3_CONNECT_S, _S3_SILENCE_S = 3, 5, 10
 _GCS_RETRY_S = 15
 
@@ -53,13 +55,16 @@ def absolute(uri: str, start: str = "") -> str:
     """``uri`` as a full one, so that workers in other folders open the same file; a relative path begins at ``start``.
 
     Raises:
-        UserError: if all that it could begin at is the folder that a submitted job brought, which ends with the job.
+        UserError: if it is empty or not UTF-8, or all that it could begin at is the folder that a submitted job
+            brought, which ends with the job.
     """
+    if not uri:
+        raise UserError("a path is empty (from a variable that is not set?); name a file or folder")
     if _SCHEME.match(uri):
         return uri.rstrip("/")
     path = os.path.expanduser(uri)
     if os.path.isabs(path):
-        return os.path.abspath(path)
+        return _utf8(os.path.abspath(path))
     root = absolute(start) if start else os.environ.get(ROOT, "")
     if _SCHEME.match(root):
         scheme, _, rest = root.partition("://")
@@ -69,15 +74,29 @@ def absolute(uri: str, start: str = "") -> str:
             f"{uri} is a relative path, and the folder in which this job runs ends with it; give a full path, s3://... "
             f"or gs://..., or say where relative paths begin (`voxfleet submit --root`, or {ROOT})"
         )
-    return os.path.abspath(os.path.join(os.path.expanduser(root), path))
+    return _utf8(os.path.abspath(os.path.join(os.path.expanduser(root), path)))
+
+
+def _utf8(path: str) -> str:
+    if not is_utf8(path):
+        raise UserError(f"the path {path!a} is not UTF-8, which shards and manifests hold; rename it")
+    return path
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name of the file system, as Python has it, is UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def join(uri: str, *parts: str) -> str:
     """``uri`` and ``parts`` joined by single slashes.
 
     Raises:
-        UserError: if a part leads out of ``uri``: many are names from manifests, which others may have written.
+        UserError: if ``uri`` is empty, or a part leads out of it: many are names from manifests, which others may have
+            written.
     """
+    if not uri:
+        raise UserError("a path is empty (from a variable that is not set?); name a file or folder")
     if leaving := next((part for part in parts if ".." in part.split("/")), None):
         raise UserError(f"the name {leaving} leads out of {uri}; get the files from somebody whom you trust")
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
@@ -173,7 +192,11 @@ def _done(verb: str, uri: str, action: Callable[[fs.FileSystem, str], T]) -> T:
     try:
         return retried(uri, action)
     except OSError as error:
-        raise UserError(f"cannot {verb} {uri} ({_reason(error)}); check the path, its rights and the space") from error
+        raise _refused(verb, uri, error) from error
+
+
+def _refused(verb: str, uri: str, error: OSError) -> UserError:
+    return UserError(f"cannot {verb} {uri} ({_reason(error)}); check the path, its rights and the space")
 
 
 def _info(uri: str) -> fs.FileInfo:
@@ -186,32 +209,70 @@ def exists(uri: str) -> bool:
 
 
 def names(uri: str) -> list[str]:
-    """Sorted names directly in the folder ``uri``; none where it does not exist. Half-written files are left out."""
+    """Sorted names directly in the folder ``uri``; none where it does not exist. Half-written files are left out.
 
-    def found(system: fs.FileSystem, path: str) -> list[fs.FileInfo]:
-        return system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    Links that point to nothing are among them: what they stand for was not fetched, which is not the same as not there.
+    """
 
-    every = [info.base_name for info in _done("list", uri, found)]
-    return sorted(name for name in every if not name.endswith(TEMPORARY_SUFFIX))
+    def found(system: fs.FileSystem, path: str) -> list[str]:
+        if isinstance(system, fs.LocalFileSystem):  # pyarrow leaves such links out, and cannot read names beyond UTF-8
+            return os.listdir(path) if os.path.lexists(path) and not is_broken_link(path) else []
+        return [info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True))]
+
+    return sorted(name for name in _done("list", uri, found) if not name.endswith(TEMPORARY_SUFFIX))
+
+
+def is_broken_link(uri: str) -> bool:
+    """Whether a link of the local file system stands at ``uri`` that points to nothing."""
+    return is_local(uri) and os.path.islink(absolute(uri)) and not os.path.exists(absolute(uri))
+
+
+def check_writable(uri: str) -> None:
+    """Make sure that files can be made at or below the folder ``uri``, as far as a local file system tells before.
+
+    Raises:
+        UserError: if a file stands in the way, or a right is missing.
+    """
+    if is_local(uri):
+        path = Path(absolute(uri))
+        while not os.path.lexists(path):
+            path = path.parent
+        if not path.is_dir():
+            raise _refused("write", uri, NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder"))
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise _refused("write", uri, PermissionError(errno.EACCES, f"no right to write in {path}"))
 
 
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Hold the file ``uri`` until the end or the death of this process; where it is remote, nothing is held.
+    """Hold the file ``uri`` until the end or the death of this process.
 
-    Folders that were made for it are removed again where nothing else was put beside it.
+    Nothing is held where it is remote, or on a file system without locks, which is said. Folders that were made for it
+    are removed again where nothing else was put beside it.
 
     Raises:
         BlockingIOError: if another process holds it.
+        UserError: if it cannot be made.
     """
     if not is_local(uri):
         yield
         return
     path = Path(absolute(uri))
-    made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        made = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise _refused("write", uri, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise _refused("lock", uri, error) from error
+            _log.warning("%s: this file system has no locks; see that no other run works in its folder", path.parent)
         try:
             yield
         finally:
@@ -248,6 +309,11 @@ def size(uri: str) -> int:
 
 
 def _no_file(uri: str, info: fs.FileInfo) -> UserError:
+    if is_broken_link(uri):
+        return UserError(
+            f"{uri} is a link to {os.readlink(absolute(uri))}, which is not there; if git-annex or DataLad keeps it, "
+            f"run: datalad get {uri}"
+        )
     state = "does not exist" if info.type == fs.FileType.NotFound else "is not a file"
     return UserError(f"{uri} {state}; check the path")
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from voxfleet.data import nifti
+from voxfleet.data.background import PADDING
 from voxfleet.data.preprocess import (
     PreprocessConfig,
     common_affine,
@@ -276,6 +277,108 @@ def test_nan_around_the_head_is_background():
     assert np.corrcoef(volume.data.ravel(), preprocess(scan(), CONFIG).data.ravel())[0, 1] > 0.95
 
 
+# --- Padding, outliers, and noise below 0
+
+
+def world_distance(center) -> np.ndarray:
+    """(D, H, W): mm from ``center``, at the voxels of the plain scan."""
+    return np.linalg.norm(world(*SCANS["plain"]) - center, axis=-1)
+
+
+def pad_corners(value, jitter=0.0):
+    def change(data):
+        outside = world_distance(np.zeros(3)) > 95
+        data[outside] = value + jitter * np.random.default_rng(0).random(np.count_nonzero(outside))
+
+    return change
+
+
+def pad_face(value):
+    return lambda data: data.__setitem__(slice(0, 4), value)
+
+
+def pad_twice(data):
+    pad_face(-1000)(data)
+    data[:, :3] = -2000
+
+
+def pad_smoothly(data):
+    """As a resampled image: from air to padding in some steps."""
+    pad_face(-2000)(data)
+    data[4], data[5] = -1200, -300
+
+
+def ring(data):
+    """As splines do, in air and beside the head."""
+    data += np.where(data < 30, np.random.default_rng(0).uniform(-6, 6, data.shape), 0)
+
+
+def subtract_noise_floor(data):
+    data += np.random.default_rng(0).normal(0, 5, data.shape)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(pad_corners(-2000), id="corners"),
+        pytest.param(pad_corners(-30), id="corners, near"),
+        pytest.param(pad_corners(-10), id="corners, nearer"),
+        pytest.param(pad_corners(-2000, jitter=5), id="corners, not constant"),
+        pytest.param(pad_face(-1000), id="one face"),
+        pytest.param(pad_twice, id="two values"),
+        pytest.param(pad_smoothly, id="interpolated"),
+        pytest.param(ring, id="ringing"),
+        pytest.param(subtract_noise_floor, id="noise about 0"),
+        pytest.param(lambda data: data.__setitem__((2, 2, 2), -2000), id="one voxel of air"),
+        pytest.param(lambda data: data.__setitem__((25, 30, 25), -2000), id="one voxel of the head"),
+        pytest.param(lambda data: data.__setitem__((slice(2, 5), 2, 2), -30), id="three voxels"),
+    ],
+)
+@pytest.mark.parametrize("center", ["head", "world"])
+def test_what_lies_below_air_moves_neither_the_head_nor_its_intensities(center, change):
+    config = dataclasses.replace(CONFIG, center=center, world_center_mm=(0, 0, 0))
+    expected, volume = preprocess(scan(), config), preprocess(changed(change), config)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1.5)
+    clean = preprocess(scan(), dataclasses.replace(config, center="world", world_center_mm=(0, 0, 0)))
+    here = preprocess(changed(change), dataclasses.replace(config, center="world", world_center_mm=(0, 0, 0)))
+    assert np.corrcoef(here.data.ravel(), clean.data.ravel())[0, 1] > 0.998
+    assert np.median(here.data[here.data > 0]) == pytest.approx(np.median(clean.data[clean.data > 0]), abs=0.05)
+
+
+@pytest.mark.parametrize(("change", "is_padding"), [(pad_corners(-2000), True), (pad_twice, True), (ring, False)])
+def test_padding_is_noted(change, is_padding):
+    assert (PADDING in preprocess(changed(change), CONFIG).notes) == is_padding
+
+
+def test_images_whose_air_is_not_0_have_no_padding():
+    image = scan()
+    below = nib.Nifti1Image(image.get_fdata() - 400, image.affine)
+    volume = preprocess(below, CONFIG)
+    np.testing.assert_allclose(volume.data, preprocess(image, CONFIG).data, atol=1e-4)
+    assert volume.notes == ()
+
+
+@pytest.mark.parametrize("value", [-2000, -30])
+@pytest.mark.parametrize("where", [(2, 2, 2), (25, 30, 25)], ids=["air", "brain"])
+def test_one_voxel_does_not_spoil_an_image_that_is_stripped(value, where):
+    config = dataclasses.replace(CONFIG, skull_strip="masks")
+    image = scan()
+    mask = nib.Nifti1Image((image.get_fdata() > 60).astype(np.uint8), image.affine)
+    expected = preprocess(image, config, mask)
+    volume = preprocess(changed(lambda data: data.__setitem__(where, value)), config, mask)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=0.1)
+    assert np.corrcoef(volume.data.ravel(), expected.data.ravel())[0, 1] > 0.999
+
+
+def test_a_z_scored_brain_with_its_mask_keeps_its_contrast():
+    image = scan()
+    mask = nib.Nifti1Image((image.get_fdata() > 20).astype(np.uint8), image.affine)
+    config = dataclasses.replace(CONFIG, skull_strip="masks")
+    volume, expected = preprocess(changed(z_scored), config, mask), preprocess(image, config, mask)
+    inside = expected.data > 0.2
+    assert np.corrcoef(volume.data[inside], expected.data[inside])[0, 1] > 0.99
+
+
 def test_trailing_axes_of_one_are_dropped():
     image = scan("oblique")
     padded = nib.Nifti1Image(image.get_fdata()[..., None, None], image.affine)
@@ -287,8 +390,9 @@ def test_nothing_of_the_header_is_carried_over():
     image.header["descrip"] = b"JOHN DOE 1970"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"JOHN DOE"))
     volume = preprocess(image, CONFIG)
-    assert {field.name for field in dataclasses.fields(volume)} == {"data", "affine"}
+    assert {field.name for field in dataclasses.fields(volume)} == {"data", "affine", "notes"}
     assert type(volume.data) is type(volume.affine) is np.ndarray
+    assert volume.notes == ()
     assert volume.affine.dtype == np.float64
 
 
@@ -322,6 +426,19 @@ def z_scored(data):
     data[~inside] = 0
 
 
+def labels():
+    image = scan()
+    image.header.set_intent("label")
+    return image
+
+
+def wrapped(dtype):
+    """Intensities beyond the type's largest, as converters wrap them."""
+    high, unsigned = np.iinfo(dtype).max, np.dtype(dtype).str.replace("i", "u")
+    data = np.rint(scan().get_fdata() / 160 * 1.9 * high).astype(unsigned).view(dtype)
+    return nib.Nifti1Image(data, scan().affine)
+
+
 INFINITE = np.eye(4)
 INFINITE[0, 3] = np.inf
 PLANE = np.eye(4)
@@ -342,6 +459,10 @@ REFUSED = {
     "infinite voxel": (set_to(-np.inf, (25, 30, 25)), "infinite voxels"),
     "constant": (set_to(7), "constant (7 everywhere)"),
     "z-scored": (lambda: changed(z_scored), "z-scored or inverted"),
+    "labels": (labels, "the voxels are labels"),
+    "wrapped intensities": (lambda: wrapped(np.int16), "range of int16 from -32"),
+    "wrapped intensities of a byte": (lambda: wrapped(np.int8), "range of int8 from -12"),
+    "bright air": (lambda: changed(lambda data: np.copyto(data, 200 - data)), "z-scored or inverted"),
     "a mask": (lambda: changed(lambda data: np.copyto(data, data > 50)), "not a mask"),
 }
 

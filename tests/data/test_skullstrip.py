@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from voxfleet.data import skullstrip
+from voxfleet.data.orientation import to_ras
 from voxfleet.data.preprocess import PreprocessConfig, preprocess
 from voxfleet.data.skullstrip import check_deepbet, deepbet_mask, mask_on
 from voxfleet.errors import UserError
@@ -58,7 +59,9 @@ def test_a_mask_may_be_stored_in_another_direction():
     mask = np.zeros(SHAPE, np.float32)
     mask[3, 10, 20] = 0.4
     turned = image(mask).as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
-    assert np.argwhere(mask_on(turned, SHAPE, AFFINE)).tolist() == [[3, 10, 20]]
+    ordered, notes = to_ras(turned, None)
+    assert np.argwhere(mask_on(ordered, SHAPE, AFFINE)).tolist() == [[3, 10, 20]]
+    assert notes == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Who is in the cohort: BIDS datasets and tables on disk, and the split."""
 
 import dataclasses
-import logging
 import random
 import re
 from collections import Counter
@@ -11,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxfleet.data.sources import Scan, SourceConfig, SplitConfig, list_scans, split_subjects
+from voxfleet.data import sources
+from voxfleet.data.sources import Scan, SourceConfig, SplitConfig, split_subjects
 from voxfleet.errors import UserError
 
 CLASSES = ("HC", "TLE")
@@ -31,6 +31,10 @@ def write_bids(root: Path, groups: dict[str, str], *, images: bool = True, colum
         for name in groups:
             write_image(root / name / "anat" / f"{name}_T1w.nii.gz")
     return root
+
+
+def list_scans(config: SourceConfig) -> list[Scan]:
+    return sources.list_scans(config).scans
 
 
 def one_line(config: SourceConfig) -> str:
@@ -112,12 +116,11 @@ def test_bids_without_any_image_of_the_suffix_is_an_error(tmp_path):
     assert "FLAIR" in one_line(SourceConfig(bids=str(root), suffix="FLAIR"))
 
 
-def test_bids_other_groups_are_left_out_and_counted(tmp_path, caplog):
+def test_bids_other_groups_are_left_out_and_counted(tmp_path):
     root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE", "sub-c": "FCD", "sub-d": "n/a", "sub-e": "FCD"})
-    with caplog.at_level(logging.WARNING):
-        assert [s.subject_id for s in list_scans(SourceConfig(bids=str(root)))] == ["sub-a", "sub-b"]
-    assert "left out 3 subjects" in caplog.text
-    assert "FCD 2, n/a 1" in caplog.text
+    listing = sources.list_scans(SourceConfig(bids=str(root)))
+    assert [s.subject_id for s in listing.scans] == ["sub-a", "sub-b"]
+    assert listing.notes == {sources.OTHER_GROUP: ["sub-c: FCD", "sub-d: n/a", "sub-e: FCD"]}
 
 
 def test_bids_tolerates_bom_forgotten_prefix_stray_quote_and_short_or_blank_lines(tmp_path):
@@ -136,7 +139,9 @@ def test_bids_missing_dataset_table_column_and_class_are_named(tmp_path):
     nowhere.mkdir()
     assert "participants.tsv" in one_line(SourceConfig(bids=str(nowhere)))
     root = str(write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "tle"}, column="diagnosis"))
-    assert "no column group (its columns: participant_id, age, diagnosis)" in one_line(SourceConfig(bids=root))
+    assert "no column group (its columns, separated by tab: participant_id, age, diagnosis)" in one_line(
+        SourceConfig(bids=root)
+    )
     message = one_line(SourceConfig(bids=root, group_column="diagnosis"))
     assert "class TLE (groups found: HC 1, tle 1)" in message
 
@@ -214,8 +219,10 @@ def test_table_files_of_one_name_do_not_become_one_subject(tmp_path):
 def test_table_problems_are_named(tmp_path):
     path = tmp_path / "t.csv"
     assert f"{path} does not exist" in one_line(SourceConfig(table=str(path)))
-    assert "no column label (its columns: path, group)" in one_line(write_table(path, "path,group", "a.nii,HC"))
-    assert "no column path (its columns: none)" in one_line(write_table(path, ""))
+    assert "no column label (its columns, separated by comma: path, group)" in one_line(
+        write_table(path, "path,group", "a.nii,HC")
+    )
+    assert "no column path (its columns, separated by comma: none)" in one_line(write_table(path, ""))
     assert "line 3: column path is empty" in one_line(write_table(path, "path,label", "a.nii,HC", ",TLE"))
     assert "class TLE (groups found: HC 1)" in one_line(write_table(path, "path,label", "a.nii,HC"))
     path.write_bytes(b"path,label\n\xff\xfe.nii,HC\n")

@@ -120,7 +120,7 @@ def test_a_bad_subject_among_good_ones_is_skipped_with_its_reason_and_may_be_men
     damage(image_of(cohort, 3), "truncated")
     more = ["--split.train", "0.5", "--split.val", "0.25", "--split.test", "0.25"]
     assert prepare(cohort, tmp_path / "out", "--max_skipped", "0.1", *more) == 0
-    assert "skipped sub-0003" in capsys.readouterr().err
+    assert "images left out: 1, the first: sub-0003: " in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [skipped["subject_id"] for skipped in manifest["skipped"]] == ["sub-0003"]
     assert "truncated" in manifest["skipped"][0]["reason"]

@@ -37,7 +37,7 @@ def image_of(cohort, subject):
 
 def pair(cohort, *, across: bool) -> tuple[str, str]:
     """The first two subjects of different classes that are in different splits, or both train on."""
-    scans = list_scans(SourceConfig(bids=str(cohort)))
+    scans = list_scans(SourceConfig(bids=str(cohort))).scans
     splits = split_subjects(scans, SplitConfig(), ("HC", "TLE"))
     wanted = {"train", "test"} if across else {"train"}
     return next(

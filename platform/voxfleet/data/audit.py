@@ -186,8 +186,8 @@ def _duplicate(a: Mapping[str, Any], b: Mapping[str, Any], correlation: float) -
     return Duplicate(kind, ids, splits, sources, correlation)
 
 
-def check_duplicates(duplicates: Sequence[Duplicate], config: AuditConfig, where: str) -> list[str]:
-    """What to tell the user about ``duplicates``: one line each; those within a split are no error.
+def check_duplicates(duplicates: Sequence[Duplicate], config: AuditConfig, where: str) -> str:
+    """A line for the user about ``duplicates``, empty if there are none; those within a split are no error.
 
     Args:
         duplicates: as ``find_duplicates`` gives them.
@@ -203,4 +203,6 @@ def check_duplicates(duplicates: Sequence[Duplicate], config: AuditConfig, where
             f"{where}: one image is in two splits under two subject ids ({len(across)} such pairs); the first: "
             f"{across[0]}; remove one, give both the same subject_id, or set audit.allow_across_splits"
         )
-    return [f"the same image twice: {duplicate}" for duplicate in duplicates]
+    if not duplicates:
+        return ""
+    return f"the same image under two subject ids: {len(duplicates)} pairs, the first: {duplicates[0]}"

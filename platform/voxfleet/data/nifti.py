@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,16 @@ from voxfleet.errors import UserError
 # nibabel prints what it thinks of a bad header; our error says it once
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
+_CONTAINERS = {
+    b"PK": "a zip archive",
+    b"BZh": "a file compressed by bzip2",
+    b"\xfd7zXZ": "a file compressed by xz",
+    b"\x28\xb5\x2f\xfd": "a file compressed by zstd",
+    b"\x89HDF": "an HDF5 or MINC file",
+    b"NRRD": "an NRRD file",
+    **{b"x" + level: "a zlib stream without the header of gzip" for level in (b"\x01", b"\x9c", b"\xda")},
+}
+_MAX_QUATERNION = 1.001  # length of the three numbers; rounding lengthens them by 1e-6
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31  # a window of 32 KiB, and gzip's header
 _INT16_MAX = 32767
@@ -86,18 +97,83 @@ def _header(shape: tuple[int, ...], dtype: str, affine: tuple[float, ...]) -> ni
 
 
 def read(uri: str) -> nib.Nifti1Image:
-    """The NIfTI image at ``uri`` (``.nii`` or ``.nii.gz``), decompressed, its voxels not yet scaled.
+    """The NIfTI image at ``uri`` (NIfTI-1 or NIfTI-2 in one file), decompressed, its voxels not yet scaled.
+
+    What FSL and ITK read is read: a quaternion that is a little too long, an axis beyond the third of length 0, an
+    intercept that is not a number, a wrong ``vox_offset`` where the file's size says where the voxels are.
 
     Raises:
-        UserError: if the file is missing, truncated or not NIfTI.
+        UserError: if the file is missing, truncated or not such an image; says what it is where that can be seen.
     """
     data = storage.read_bytes(uri)
     try:
-        if data[:2] == _GZIP_MAGIC:
+        while data[:2] == _GZIP_MAGIC:  # some tools compress twice
             data = igzip.decompress(data)
-        image = nib.Nifti1Image.from_bytes(data)
+        _check_content(uri, data)
+        image = _single_file(data)
         _ = image.dataobj[..., -1]  # touches the end of the data: a cut file fails here, not later
+    except UserError as error:
+        raise UserError(f"{uri}: {error}") from error
     except _NOT_NIFTI as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{uri} is truncated or not a NIfTI file ({reason}); replace the file") from error
     return image
+
+
+def _check_content(uri: str, data: bytes) -> None:
+    """Raises UserError if ``data`` is something known that is no NIfTI file; says what it is and what to do."""
+    begin, name = data[:400], uri.lower().removesuffix(".gz")
+    if not data:
+        raise UserError("the file is empty; get it again")
+    if begin.startswith(b"/annex/objects/") or b".git/annex/objects/" in begin:
+        raise UserError(f"this is a pointer of git-annex, not the image; run: datalad get {uri}")
+    if begin.startswith(b"version https://git-lfs"):
+        raise UserError("this is a pointer of Git LFS, not the image; run: git lfs pull")
+    if begin.lstrip()[:1] == b"<":
+        raise UserError("this is a web page (or other XML), not the image; download the file again")
+    if begin[128:132] == b"DICM":
+        raise UserError("this is a DICOM file; convert the series to NIfTI, for instance with dcm2niix")
+    if name.endswith((".img", ".hdr")) or begin[344:347] == b"ni1":
+        raise UserError("this is one half of a pair .hdr/.img; run: nib-convert PAIR.img IMAGE.nii.gz")
+    if name.endswith((".mgz", ".mgh")):
+        raise UserError("this is a FreeSurfer image; run: nib-convert IMAGE.mgz IMAGE.nii.gz")
+    if kind := next((kind for magic, kind in _CONTAINERS.items() if begin.startswith(magic)), None):
+        raise UserError(f"this is {kind}, not a NIfTI file; unpack or convert it")
+
+
+def _single_file(data: bytes) -> nib.Nifti1Image:
+    """The image in ``data``, an uncompressed NIfTI-1 or NIfTI-2 file, after its header is mended."""
+    is_second = 540 in (int.from_bytes(data[:4], order) for order in ("little", "big"))  # size of a NIfTI-2 header
+    kind = nib.Nifti2Image if is_second else nib.Nifti1Image
+    size = kind.header_class.template_dtype.itemsize
+    header = kind.header_class(data[:size], check=False)
+    _mend(header, len(data))
+    if header.binaryblock != data[:size]:
+        data = header.binaryblock + data[size:]
+    return kind.from_bytes(data)
+
+
+def _mend(header: nib.Nifti1Header, file_size: int) -> None:
+    """Set what is wrong in ``header`` to what it must be, in place; UserError if that is not clear."""
+    axes = int(header["dim"][0])
+    header["dim"][4 : axes + 1] = np.maximum(header["dim"][4 : axes + 1], 1)
+    if not np.isfinite(header["scl_inter"]):
+        header["scl_inter"] = 0  # as nifti_clib, on which FSL and ITK build, reads it
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = math.hypot(*(float(header[name]) for name in names))
+    if not header["sform_code"] and length > _MAX_QUATERNION:
+        raise UserError(
+            f"the quaternion of the qform has length {length:.6g}, which is no rotation; set the sform, or correct it"
+        )
+    if 1 < length <= _MAX_QUATERNION:  # rounding of the writer; the rotation is one by 180 degrees
+        for name in names:
+            header[name] = header[name] / length
+    begin, first = float(header["vox_offset"]), header.single_vox_offset
+    if not begin >= first:  # also where it is not a number
+        voxels = math.prod(map(int, header["dim"][1 : axes + 1])) * header.get_data_dtype().itemsize
+        if file_size != first + voxels:
+            raise UserError(
+                f"the header says that the voxels begin at byte {begin:g}, within the header, and {file_size} bytes "
+                f"are not a header of {first} and {voxels} of voxels; make the file again"
+            )
+        header["vox_offset"] = first

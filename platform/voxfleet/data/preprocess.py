@@ -15,11 +15,11 @@ from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.spaces import vox2out_vox
 from scipy import ndimage
 
+from voxfleet.data.background import PADDING, air_level, background_threshold, faces, without_padding
+from voxfleet.data.orientation import VOXEL_MM, Orientation, to_ras
 from voxfleet.data.skullstrip import deepbet_mask, mask_on
 from voxfleet.errors import UserError
 
-# Of the range from the 2nd to the 98th percentile: what lies below is background. The rule of FSL's BET.
-_BACKGROUND_FRACTION = 0.1
 # A slice belongs to the head if it holds this share of what the fullest slice of its axis holds: specks of noise and
 # the tips of ears do not move the box.
 _SLICE_FRACTION = 0.02
@@ -27,9 +27,9 @@ _SLICE_FRACTION = 0.02
 # robustfov takes 170 mm as well).
 _HEAD_HEIGHT_MM = 170.0
 _BOX_MM = 3.0  # how finely that is measured: its centre is good to a millimetre
-_VOXEL_MM = (0.05, 20.0)
-# How far from flat (0) or orthogonal (1) the axes must be
-_MIN_AXES_VOLUME = 0.1
+_DARKEST_BRAIN = 0.5  # percentile of the brain's intensities: what is darker is an outlier
+_LABELS = 1002  # NIfTI's intent code of label maps
+_WRAPPED = 0.9  # of a signed type's range on both sides: intensities that did not fit were wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class PreprocessConfig:
     skull_strip: Literal["none", "deepbet", "masks"] = "none"
 
     def __post_init__(self) -> None:
-        low, high = _VOXEL_MM
+        low, high = VOXEL_MM
         if len(self.spacing_mm) != 3 or not all(low <= spacing <= high for spacing in self.spacing_mm):
             raise ValueError(f"spacing_mm={self.spacing_mm} must be three numbers from {low} to {high}")
         if len(self.shape) != 3 or min(self.shape) < 2:
@@ -77,35 +77,49 @@ class Volume:
     Attributes:
         data: (D, H, W) float32 in [0, 1], background 0; the axes point right, anterior and superior.
         affine: (4, 4) float64, voxel to world, mm.
+        notes: kinds of repair that the image needed (``background.PADDING``, ``orientation.UNITS``, ...).
     """
 
     data: np.ndarray
     affine: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
-def preprocess(image: nib.Nifti1Image, config: PreprocessConfig, mask: nib.Nifti1Image | None = None) -> Volume:
+def preprocess(
+    image: nib.Nifti1Image,
+    config: PreprocessConfig,
+    mask: nib.Nifti1Image | None = None,
+    orientation: Orientation | None = None,
+) -> Volume:
     """``image`` on the configured grid, with intensities in [0, 1].
 
-    NaN around the head is background, as SPM writes it; NaN inside it, and infinities, are refused.
+    NaN around the head is background, as SPM writes it; NaN inside it, and infinities, are refused. Padding far below
+    the image's own range is set to air.
 
     Args:
         image: the head.
         config: what to do with it.
         mask: the brain on the image's grid, for skull_strip masks.
+        orientation: see ``orientation.to_ras``.
 
     Raises:
         UserError: if this image cannot be used (one line; the caller adds whose it is): not 3-D, not of real numbers,
             an unknown or degenerate geometry, constant, holes of NaN, no brain found, no head in the grid.
     """
-    data, source_affine = _load(image)
-    data = _strip(data, source_affine, config, mask)
+    image, notes = to_ras(image, orientation)
+    data, has_padding = without_padding(_load(image))
+    source_affine = image.affine
+    data = _strip(data, source_affine, config, mask and to_ras(mask, orientation)[0])
+    _, darkest = background_threshold(data)
     spacing = voxel_sizes(source_affine)
-    data = ndimage.gaussian_filter(data, _antialias_sigma(spacing, config.spacing_mm), mode="nearest")
-    threshold = _background_threshold(data)
+    sigma = _antialias_sigma(spacing, config.spacing_mm)
+    data = ndimage.gaussian_filter(np.maximum(data, darkest), sigma, mode="nearest")
+    threshold, _ = background_threshold(data)  # lower than before, as there is less noise
     in_scanner = config.center == "head"
     affine = grid_affine(config, head_center(data, source_affine, threshold) if in_scanner else config.world_center_mm)
     resampled = _resample(data, source_affine, affine, config.shape)
-    return Volume(_normalise(resampled, threshold, config.percentiles), affine)
+    volume = _normalise(resampled, threshold, config.percentiles)
+    return Volume(volume, affine, (*notes, *[PADDING] * has_padding))
 
 
 def grid_affine(config: PreprocessConfig, center_mm: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -153,38 +167,32 @@ def head_center(data: np.ndarray, affine: np.ndarray, threshold: float) -> np.nd
     return apply_affine(aligned, box.mean(axis=1))
 
 
-def _load(image: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled float32 (D, H, W) voxels, axes in the order and direction nearest to RAS, and their (4, 4) affine."""
-    _check_affine(image)
+def _load(image: nib.Nifti1Image) -> np.ndarray:
+    """Scaled float32 (D, H, W) voxels without NaN."""
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 2:
         raise UserError(f"the image is not one 3-D volume, its shape is {image.shape}; give one 3-D image a subject")
-    if image.get_data_dtype().kind not in "iuf":
-        raise UserError(f"the voxels are {image.get_data_dtype()}, not real numbers; give a magnitude image")
-    image = nib.as_closest_canonical(image)
-    data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
-    return _without_nan(data), image.affine
-
-
-def _check_affine(image: nib.Nifti1Image) -> None:
-    if not image.header["sform_code"] and not image.header["qform_code"]:
-        # nibabel would guess; a wrong guess swaps left and right, which decides on which side an epilepsy is
-        raise UserError("the header has neither sform nor qform, so left and right are unknown; set the sform code")
-    affine = image.affine
-    sizes = voxel_sizes(affine)
-    low, high = _VOXEL_MM
-    # also false for NaN
-    if not all(low <= size <= high for size in sizes):
-        listed = " x ".join(f"{size:g}" for size in sizes)
-        raise UserError(f"the affine gives voxels of {listed} mm, outside {low:g}-{high:g} mm; correct the header")
-    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3] / sizes)) >= _MIN_AXES_VOLUME):
-        raise UserError("the affine is degenerate (its axes lie in one plane, or it is not finite); correct the header")
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise UserError(f"the voxels are {dtype}, not real numbers; give a magnitude image")
+    if image.header["intent_code"] == _LABELS:
+        raise UserError("the header says that the voxels are labels; give an image with intensities")
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+    if dtype.kind == "i" and dtype.itemsize <= 2:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if data.min() < _WRAPPED * low and data.max() > _WRAPPED * high:
+            raise UserError(
+                f"the voxels fill the range of {dtype} from {data.min():g} to {data.max():g}: intensities that did not "
+                "fit were wrapped to negative ones; convert the image again, to an unsigned type or float32"
+            )
+    return _without_nan(data)
 
 
 def _strip(data: np.ndarray, affine: np.ndarray, config: PreprocessConfig, mask: nib.Nifti1Image | None) -> np.ndarray:
-    """``data`` (D, H, W) with everything but the brain as dark as the background."""
+    """``data`` (D, H, W) with everything but the brain as dark as air, or as the darkest brain where that is darker."""
     if config.skull_strip == "none":
         return data
     if config.skull_strip == "deepbet":
@@ -193,11 +201,12 @@ def _strip(data: np.ndarray, affine: np.ndarray, config: PreprocessConfig, mask:
         brain = mask_on(mask, data.shape, affine)
     else:
         raise UserError("it has no brain mask; name one, or use another skull_strip")
-    return np.where(brain, data, data.min())
+    dark = min(air_level(data), float(np.percentile(data[brain], _DARKEST_BRAIN)))
+    return np.where(brain, np.maximum(data, dark), np.float32(dark))
 
 
 def _without_nan(data: np.ndarray) -> np.ndarray:
-    """``data`` with the NaN around the head replaced by the smallest value."""
+    """``data`` with the NaN around the head replaced by a value as dark as its darkest voxels."""
     if np.isinf(data).any():
         raise UserError("the image has infinite voxels; make it again from the source")
     missing = np.isnan(data)
@@ -206,15 +215,10 @@ def _without_nan(data: np.ndarray) -> np.ndarray:
     if missing.all():
         raise UserError("all voxels are NaN; make the image again from the source")
     regions, count = ndimage.label(missing)
-    at_border = np.unique(np.concatenate([face.ravel() for face in _faces(regions)]))
+    at_border = np.unique(np.concatenate([face.ravel() for face in faces(regions)]))
     if count > np.count_nonzero(at_border):
         raise UserError("there are NaN voxels inside the head; repair them or make the image again from the source")
-    return np.where(missing, np.nanmin(data), data)
-
-
-def _faces(data: np.ndarray) -> list[np.ndarray]:
-    """The six outer planes."""
-    return [np.take(data, index, axis) for axis in range(3) for index in (0, -1)]
+    return np.where(missing, np.percentile(data[~missing], 0.1).astype(np.float32), data)  # no single outlier
 
 
 def _antialias_sigma(source_mm: Sequence[float], target_mm: Sequence[float]) -> list[float]:
@@ -225,22 +229,6 @@ def _antialias_sigma(source_mm: Sequence[float], target_mm: Sequence[float]) -> 
     """
     factors = np.asarray(target_mm) / np.asarray(source_mm)
     return list(np.sqrt(np.maximum(factors**2 - 1, 0) / (8 * math.log(2))))
-
-
-def _background_threshold(data: np.ndarray) -> float:
-    """The intensity below which a voxel is background."""
-    darkest = data.min()
-    if darkest == data.max():
-        raise UserError(f"the image is constant ({darkest:g} everywhere); replace the file")
-    low = float(np.percentile(data, 2))
-    # among what is not the darkest value: a stripped brain may fill less than 2 % of its field of view
-    high = float(np.percentile(data[data > darkest], 98))
-    threshold = low + _BACKGROUND_FRACTION * (high - low)
-    if np.median(np.concatenate([face.ravel() for face in _faces(data)])) > threshold:
-        raise UserError(
-            "the background is not darker than the head (z-scored or inverted?); give the plain intensities"
-        )
-    return threshold
 
 
 def _extent(foreground: np.ndarray, axis: int) -> tuple[float, float]:

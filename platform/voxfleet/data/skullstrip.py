@@ -52,14 +52,13 @@ def mask_on(mask: nib.Nifti1Image, shape: tuple[int, ...], affine: np.ndarray) -
     """(D, H, W) bool: where ``mask`` is above 0, on the RAS-ordered grid of the image that it belongs to.
 
     Args:
-        mask: brain mask; its axes may be stored in another order or direction.
+        mask: brain mask, its axes ordered nearest to RAS.
         shape: (D, H, W) of the image, whose axes are ordered nearest to RAS.
         affine: (4, 4) of the image, mm.
 
     Raises:
         UserError: if it lies on another grid, or is empty.
     """
-    mask = nib.as_closest_canonical(mask)
     grids = f"{'x'.join(map(str, mask.shape))} voxels for an image of {'x'.join(map(str, shape))}"
     if mask.shape[:3] != shape or mask.shape[3:] not in ((), (1,)):
         raise UserError(f"the brain mask has {grids}; resample it to the image's grid")

@@ -6,25 +6,32 @@ Only listings and small tables are read here, never an image, so that this runs 
 import csv
 import hashlib
 import io
-import logging
 import math
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from voxfleet import storage
+from voxfleet.data.orientation import Orientation
 from voxfleet.data.shards import SPLITS
 from voxfleet.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
 _MASK_ENDINGS = tuple(f"mask{ending}" for ending in _NIFTI_ENDINGS)
 _BIDS_ID = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+_ENTITY = re.compile("([A-Za-z]+)-([A-Za-z0-9]+)")
+_NO_MAGNITUDE = {"part": ("phase", "real", "imag")}  # images that do not show the head as it looks
+_LEAST_PLAIN = ("ce", "rec", "acq")  # entities of images that were enhanced, reconstructed or acquired otherwise
+SEVERAL = "several images of a subject"
+OTHER_GROUP = "subjects of groups that are not in classes"
+NO_LINE = "folders without a line in participants.tsv"
+NO_IMAGE = "subjects without an image"
+_LEVEL = re.compile("anat|ses-[A-Za-z0-9]+")  # folders of a subject that hold images, or folders of images
+_SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 _LISTING_THREADS = 16
 
 
@@ -37,20 +44,27 @@ class SourceConfig:
         table: CSV or TSV with the columns path, label and, if wanted, subject_id and mask; relative paths start at the
             table.
         suffix: BIDS suffix of the images to take, as in sub-01_T1w.nii.gz.
+        filter: BIDS entities that an image of bids must have, such as {ses: pre, acq: mprage}.
         images: Take the first image of each subject, or all of its sessions and runs (a table may have several lines of
-            one subject_id).
+            one subject_id). Sessions and runs are ordered by their numbers or names; within a session, images without
+            ce-, rec- and acq- come first.
+        orientation: Which affine of a header is right, sform or qform. With null it is the sform, and an image whose
+            two affines contradict each other about left and right is refused.
         masks: Folder or URI of a BIDS derivative dataset that holds a brain mask of each image of bids, as in
             sub-01/ses-1/anat/sub-01_ses-1_desc-brain_mask.nii.gz; a table names them in its column mask.
         group_column: Column of participants.tsv that holds the class.
         classes: Class names as they stand in the data. Their order gives the label integers (the first is 0); subjects
             of other groups are left out.
-        mirrored: Whether a head mirrored left to right is one of the same class, so that training may mirror at random.
+        mirrored: Whether a head mirrored left to right is one of the same class, so that encode may add mirror images of
+            the training heads, and classify may mirror at random.
     """
 
     bids: str | None = None
     table: str | None = None
     suffix: str = "T1w"
+    filter: dict[str, str | int] = field(default_factory=dict)
     images: Literal["first", "all"] = "first"
+    orientation: Orientation | None = None
     masks: str | None = None
     group_column: str = "group"
     classes: tuple[str, ...] = ("HC", "TLE")
@@ -59,6 +73,12 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if bool(self.bids) == bool(self.table):
             raise ValueError(f"bids={self.bids!r} and table={self.table!r}: exactly one of them must be set")
+        if self.table and self.filter:
+            raise ValueError(f"filter={self.filter} goes with bids; remove the lines from table")
+        if unknown := [name for name in self.filter if not _alphanumeric(name)]:
+            raise ValueError(f"filter={self.filter}: {unknown[0]!r} is no BIDS entity such as ses, acq or run")
+        if self.orientation not in (None, "sform", "qform"):
+            raise ValueError(f"orientation={self.orientation!r} must be sform, qform or null")
         if self.table and self.masks:
             raise ValueError(f"masks={self.masks!r} goes with bids; name the masks in the column mask of table")
         if self.images not in ("first", "all"):
@@ -126,12 +146,25 @@ class _Row:
     id_is_file_name: bool = False
 
 
-def list_scans(config: SourceConfig) -> list[Scan]:
-    """The images of the subjects of the configured classes, sorted by id and path: of each the first, or all.
+@dataclass(frozen=True)
+class Listing:
+    """The images of a cohort.
 
-    Groups that are not in ``config.classes`` are left out, and counted in one warning of this module's logger. A
-    subject without an image stays in the list, with the path where its image would be: reading it fails with one clear
-    line, which the caller reports for that subject beside the other problems of its kind.
+    Attributes:
+        scans: sorted by subject and image.
+        notes: what a user should know of the source, each kind with its entries, such as the subjects concerned.
+    """
+
+    scans: list[Scan]
+    notes: dict[str, list[str]]
+
+
+def list_scans(config: SourceConfig) -> Listing:
+    """The images of the subjects of the configured classes: of each subject the first, or all.
+
+    Groups that are not in ``config.classes`` are left out, and counted in a note. A subject without an image stays in
+    the list, with the path where its image would be: reading it fails with one clear line, which the caller reports for
+    that subject beside the other problems of its kind.
 
     Raises:
         UserError: if the source is missing or malformed, a class has no subject, a subject has two labels, or no
@@ -198,7 +231,7 @@ def _alphanumeric(name: str) -> bool:
 # --- BIDS ---------------------------------------------------------------------------------------------------------
 
 
-def _list_bids(root: str, config: SourceConfig) -> list[Scan]:
+def _list_bids(root: str, config: SourceConfig) -> Listing:
     if not storage.exists(root):
         raise UserError(f"BIDS dataset {root} does not exist; check bids")
     uri = storage.join(root, "participants.tsv")
@@ -210,25 +243,55 @@ def _list_bids(root: str, config: SourceConfig) -> list[Scan]:
         _Row(line, _participant(uri, line, record["participant_id"]), record[config.group_column])
         for line, record in read_table(uri, ("participant_id", config.group_column), "set group_column or add it")
     ]
-    subjects = _of_classes(_merge(rows, uri), uri, config)
+    subjects, notes = _of_classes(_merge(rows, uri), uri, config)
+    folders = {name for name in storage.names(root) if re.fullmatch("sub-[A-Za-z0-9]+", name)}
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a listing is a round trip on an object store
-        listed = list(pool.map(lambda subject: _scans(root, subject, config), subjects))
-    if not any(found for _, found in listed):
+        images = list(pool.map(lambda subject: _images(root, subject.subject_id, config), subjects))
+    if not any(images):
+        hint = _zeros_hint(subjects[0].subject_id, folders - {subjects[0].subject_id})
+        entities = "".join(f" with {name}-{value}" for name, value in config.filter.items())
         raise UserError(
-            f"no participant of {root} has a {config.suffix} image; check suffix and the sub-*/anat folders"
+            f"no participant of {root} has a {config.suffix} image{entities}, {subjects[0].subject_id} neither{hint}; "
+            "check suffix, filter and the sub-*/anat folders"
         )
-    return [scan for scans, _ in listed for scan in scans]
-
-
-def _scans(root: str, subject: Scan, config: SourceConfig) -> tuple[list[Scan], bool]:
-    """The images of a subject to take, and whether there are any: else one stands where it would be."""
-    name = subject.subject_id
-    found = _images(root, name, config.suffix)
-    images = found or [storage.join(root, name, "anat", f"{name}_{config.suffix}.nii.gz")]
-    return [
+    notes |= {
+        SEVERAL: [_choice(found) for found in images if len(found) > 1 and config.images == "first"],
+        NO_LINE: sorted(folders - {row.subject_id for row in rows}),
+        NO_IMAGE: [
+            subject.subject_id + _zeros_hint(subject.subject_id, folders - {subject.subject_id})
+            for subject, found in zip(subjects, images, strict=True)
+            if not found
+        ],
+    }
+    scans = [
         replace(subject, path=path, mask=_mask(root, path, config) if config.masks else None)
-        for path in (images if config.images == "all" else images[:1])
-    ], bool(found)
+        for subject, found in zip(subjects, images, strict=True)
+        for path in _taken(root, subject, found, config)
+    ]
+    return Listing(scans, {kind: entries for kind, entries in notes.items() if entries})
+
+
+def _taken(root: str, subject: Scan, images: list[str], config: SourceConfig) -> list[str]:
+    """The images of a subject to take; where there are none, where one would be."""
+    name = subject.subject_id
+    images = images or [storage.join(root, name, "anat", f"{name}_{config.suffix}.nii.gz")]
+    if config.images == "first":
+        return images[:1]
+    stems = [image.removesuffix(".gz") for image in images]  # .nii and .nii.gz of one name are one image
+    return [image for place, image in enumerate(images) if stems.index(stems[place]) == place]
+
+
+def _choice(images: list[str]) -> str:
+    """The chosen image among several, in words."""
+    chosen, *others = (posixpath.basename(image) for image in images)
+    return f"{chosen} chosen before {', '.join(others)}"
+
+
+def _zeros_hint(subject_id: str, folders: set[str]) -> str:
+    """A remark for an id such as sub-1 whose folder is sub-01, as spreadsheets drop zeros; else empty."""
+    number = subject_id.removeprefix("sub-")
+    padded = next((name for name in sorted(folders) if name.removeprefix("sub-").lstrip("0") == number), None)
+    return f" (is it {padded}, and were leading zeros lost in participants.tsv?)" if padded else ""
 
 
 def _participant(uri: str, line: int, name: str) -> str:
@@ -238,18 +301,49 @@ def _participant(uri: str, line: int, name: str) -> str:
     return subject_id
 
 
-def _images(root: str, subject_id: str, suffix: str) -> list[str]:
-    """Sorted URIs of the subject's anatomical images with ``suffix``, of all its sessions."""
-    folder = storage.join(root, subject_id)
-    levels = [name for name in storage.names(folder) if re.fullmatch("anat|ses-[A-Za-z0-9]+", name)]
-    anats = [storage.join(folder, name) if name == "anat" else storage.join(folder, name, "anat") for name in levels]
-    endings = tuple(f"_{suffix}{ending}" for ending in _NIFTI_ENDINGS)
-    return [
-        storage.join(anat, name)
-        for anat in anats
-        for name in storage.names(anat)
-        if name.startswith(f"{subject_id}_") and name.endswith(endings)
-    ]
+def _images(root: str, subject_id: str, config: SourceConfig) -> list[str]:
+    """URIs of the subject's anatomical images that the configuration describes, of all sessions, the first one first.
+
+    A folder that was not fetched (a link that points to nothing) stands for its images: no other may take their place.
+    """
+    endings = tuple(f"_{config.suffix}{ending}" for ending in _NIFTI_ENDINGS)
+    levels = [name for name in storage.names(storage.join(root, subject_id)) if _LEVEL.fullmatch(name)]
+    anats = [f"{subject_id}/{name}" if name == "anat" else f"{subject_id}/{name}/anat" for name in levels]
+    folders = {*anats, *(f"{subject_id}/{name}" for name in levels)}
+    found = [name for name in sorted(folders) if storage.is_broken_link(storage.join(root, name))]
+    for anat in anats:
+        images = [name for name in storage.names(storage.join(root, anat)) if name.endswith(endings)]
+        found += [f"{anat}/{name}" for name in images if name.startswith(f"{subject_id}_")]
+    if bad := next((name for name in found if not storage.is_utf8(name)), None):
+        raise UserError(f"{root} holds an image whose name {bad!a} is not UTF-8; rename it")
+    return [storage.join(root, name) for name in sorted(found, key=_order) if _is_asked_for(name, config)]
+
+
+def _entities(name: str) -> dict[str, str]:
+    """The BIDS entities in sub-a/ses-1/anat/sub-a_ses-1_run-2_T1w.nii.gz: sub a, ses 1, run 2."""
+    return dict(_ENTITY.findall(name))
+
+
+def _is_asked_for(name: str, config: SourceConfig) -> bool:
+    entities = _entities(name)
+    if any(entities.get(entity) in labels for entity, labels in _NO_MAGNITUDE.items()):
+        return False
+    # of a folder that was not fetched nothing is known but its session
+    asked = {"ses"} & config.filter.keys() if _LEVEL.fullmatch(posixpath.basename(name)) else config.filter.keys()
+    return all(_natural(entities.get(entity, "")) == _natural(str(config.filter[entity])) for entity in asked)
+
+
+def _order(name: str) -> tuple[Any, ...]:
+    """The sort key of an image: by session, then plain images first, then by run and the other entities."""
+    entities = _entities(name)
+    special = [entity in entities for entity in _LEAST_PLAIN]
+    return _natural(entities.get("ses", "")), special, len(entities), _natural(entities.get("run", "")), _natural(name)
+
+
+def _natural(label: str) -> tuple[tuple[bool, int, str], ...]:
+    """The sort key of a label: numbers as numbers, so that run-2 is before run-10, and run-01 is run-1."""
+    parts = re.findall("[0-9]+|[^0-9]+", label)
+    return tuple((False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts)
 
 
 def _mask(root: str, image: str, config: SourceConfig) -> str:
@@ -273,9 +367,9 @@ def _mask(root: str, image: str, config: SourceConfig) -> str:
 # --- Tables -------------------------------------------------------------------------------------------------------
 
 
-def _list_table(uri: str, config: SourceConfig) -> list[Scan]:
+def _list_table(uri: str, config: SourceConfig) -> Listing:
     rows = [_table_row(uri, line, record) for line, record in read_table(uri, ("path", "label"), "add it")]
-    return _of_classes(_merge(rows, uri), uri, config)
+    return Listing(*_of_classes(_merge(rows, uri), uri, config))
 
 
 def _table_row(uri: str, line: int, record: dict[str, str]) -> _Row:
@@ -296,20 +390,42 @@ def _table_row(uri: str, line: int, record: dict[str, str]) -> _Row:
 
 
 def read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[int, dict[str, str]]]:
-    """(line number, record) of each line of a CSV or TSV that is not blank; values are stripped."""
+    """(line number, record) of each line of a CSV or TSV that is not blank; values are stripped.
+
+    The separator is a tab, a comma or a semicolon, whichever of them the header holds first in this order, or what a
+    first line such as sep=; says.
+
+    Raises:
+        UserError: names the column that is missing or stands twice, or the line with more values than columns.
+    """
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
-        tabs = "\t" in text.partition("\n")[0]
+        named = re.match(r"sep=([\t,;|])\r?\n", text)
+        text = text[named.end() :] if named else text
+        header_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
+        delimiter = named[1] if named else next((mark for mark in "\t,;" if mark in header_line), ",")
         # BIDS tables do not quote: a stray quote in a comment must not swallow the lines below it
-        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
-        reader = csv.reader(io.StringIO(text, newline=""), **dialect)
-        lines = [(reader.line_num, [value.strip() for value in line]) for line in reader]
+        dialect: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **dialect)
+        first = 1 if named else 0
+        lines = [(reader.line_num + first, [value.strip() for value in line]) for line in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{uri} is not a readable UTF-8 CSV or TSV file ({error}); save it as one") from error
     header = lines[0][1] if lines else []
     for column in needed:
         if column not in header:
-            raise UserError(f"{uri} has no column {column} (its columns: {', '.join(header) or 'none'}); {remedy}")
+            raise UserError(
+                f"{uri} has no column {column} (its columns, separated by {_SEPARATORS[delimiter]}: "
+                f"{', '.join(header) or 'none'}); {remedy}"
+            )
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise UserError(f"{uri} has two columns {twice}; remove or rename one")
+    for number, line in lines[1:]:
+        if any(line[len(header) :]):
+            raise UserError(
+                f"{uri} line {number} has {len(line)} values for {len(header)} columns; is a "
+                f"{_SEPARATORS[delimiter]} missing in the header, or one too many in the line?"
+            )
     width = len(header)
     return [
         (number, dict(zip(header, line + [""] * (width - len(line)), strict=False)))
@@ -339,8 +455,8 @@ def _merge(rows: list[_Row], uri: str) -> list[list[_Row]]:
     return list(merged.values())
 
 
-def _of_classes(subjects: list[list[_Row]], uri: str, config: SourceConfig) -> list[Scan]:
-    """The scans of subjects whose group is a class; each class must have some, the others are counted and left out."""
+def _of_classes(subjects: list[list[_Row]], uri: str, config: SourceConfig) -> tuple[list[Scan], dict[str, list[str]]]:
+    """The scans of subjects whose group is a class, of which each must have some; and notes on the other subjects."""
     classes = config.classes
     found = Counter(rows[0].group or "(empty)" for rows in subjects)
     for name in classes:
@@ -348,17 +464,16 @@ def _of_classes(subjects: list[list[_Row]], uri: str, config: SourceConfig) -> l
             raise UserError(
                 f"{uri} has no subject of class {name} (groups found: {_listed(found)}); set classes to those names"
             )
-    others = Counter({group: count for group, count in found.items() if group not in classes})
-    if others:
-        logger.warning(
-            "%s: left out %d subjects of groups that are not in classes: %s", uri, others.total(), _listed(others)
-        )
-    return [
+    others = [
+        f"{rows[0].subject_id}: {rows[0].group or '(empty)'}" for rows in subjects if rows[0].group not in classes
+    ]
+    scans = [
         Scan(row.subject_id, classes.index(row.group), row.path, row.mask)
         for rows in subjects
         for row in (rows if config.images == "all" else rows[:1])
         if row.group in classes
     ]
+    return scans, {OTHER_GROUP: others} if others else {}
 
 
 def _listed(counts: Counter[str]) -> str:

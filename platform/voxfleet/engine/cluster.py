@@ -21,6 +21,7 @@ import ray.data
 import ray.util
 from ray._private import ray_constants
 from ray._private.state import state
+from ray.job_config import JobConfig
 
 from voxfleet.config.resources import ResourcesConfig
 from voxfleet.engine import head
@@ -32,6 +33,8 @@ _KINDS_SHOWN = 3
 _sessions = 0  # one within the other
 _REACH_S = 5.0
 _START_ATTEMPTS = 2
+_LONGEST_TMPDIR = 36  # bytes: with /ray/session_DATE_TIME_PID/sockets/plasma_store at most 107, the limit of a socket
+_SHORT_FOLDER = "/tmp/ray"  # Ray's own where no variable is set
 
 
 @contextlib.contextmanager
@@ -61,13 +64,16 @@ def ends_with_job() -> bool:
 @contextlib.contextmanager
 def _joined(config: ResourcesConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address)
+    source = "resources.address" if config.address else "RAY_ADDRESS"  # what names the address
+    _check_reachable(address, source)
     try:
         _join(address)
+    except UserError:
+        raise
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
-            f"cannot join Ray at {address} ({_first_sentence(error)}); check resources.address, and, where the cluster "
-            "has a token, RAY_AUTH_MODE=token and the file that RAY_AUTH_TOKEN_PATH names"
+            f"cannot join Ray at {address} ({_first_sentence(error)}); check {source}, and, where the cluster has a "
+            "token, RAY_AUTH_MODE=token and the file that RAY_AUTH_TOKEN_PATH names"
         ) from error
     try:
         quiet_data()
@@ -77,18 +83,21 @@ def _joined(config: ResourcesConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Make sure that something listens at ``address``: Ray itself would try for minutes, and say so line by line."""
+def _check_reachable(address: str, source: str) -> None:
+    """Make sure that something listens at ``address``: Ray itself would try for minutes, and say so line by line.
+
+    ``source`` is the key or variable that names it.
+    """
     scheme, _, _ = address.rpartition("://")
     if scheme in ("http", "https"):
         raise UserError(
             f"{address} is a job server, which takes jobs from `voxfleet submit JOB --address {address}`; to join the "
-            "cluster from one of its nodes, set resources.address to auto"
+            f"cluster from one of its nodes, set {source} to auto"
         )
     if scheme:
         raise UserError(
-            f"{address} is no address that a job can join; set resources.address to auto on a node of the cluster, "
-            "to its head (HEAD:6379) from its network, or use `voxfleet submit`"
+            f"{address} is no address that a job can join; set {source} to auto on a node of the cluster, to its head "
+            "(HEAD:6379) from its network, or use `voxfleet submit`"
         )
     host, _, port = address.rpartition(":")
     if not host:
@@ -98,13 +107,13 @@ def _check_reachable(address: str) -> None:
             pass
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"nothing answers at {address} ({getattr(error, 'strerror', None) or error}); check resources.address, "
-            "and that the cluster is up"
+            f"nothing answers at {address} ({getattr(error, 'strerror', None) or error}); check {source}, and that the "
+            "cluster is up"
         ) from error
 
 
 def _join(address: str) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _JobConfig()}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write warnings to our console
     if address != "local":
         with _no_native_stderr():  # where Ray's C++ parts say that their log level is set
@@ -116,8 +125,48 @@ def _join(address: str) -> None:
     # Ray's own switch for loopback, which it throws on other systems; without it every server listens on all interfaces
     ray_constants.ENABLE_RAY_CLUSTER = False
     _start_private(
-        num_cpus=len(os.sched_getaffinity(0)) + 1, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
+        num_cpus=len(os.sched_getaffinity(0)) + 1,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=_temporary_folder(),
+        **quiet,
     )
+
+
+class _JobConfig(JobConfig):
+    """Settings of a job whose workers do not import from the driver's working folder and the folder of its script.
+
+    Ray puts both first on their path, so that a numpy.py beside the data would take the place of NumPy. The package is
+    installed, or on PYTHONPATH.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # where that is so, Ray 2.60 adds neither folder (ray/_private/worker.py, connect)
+
+
+def _temporary_folder() -> str | None:
+    """The folder for Ray's files where it should not be Ray's own choice.
+
+    Raises:
+        UserError: if the variable that names Ray's choice names a folder that cannot be used.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)  # in Ray's order
+    if name is None:
+        return None
+    folder = os.environ[name]
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{name} is {folder!r}, where no files can be made ({error.strerror}); set it to a folder of yours, or "
+            "unset it"
+        ) from error
+    if len(os.fsencode(os.path.abspath(folder))) <= _LONGEST_TMPDIR:
+        return None
+    say(f"{name} is too long for the names of Ray's sockets; its files go to {_SHORT_FOLDER}", level="warning")
+    return _SHORT_FOLDER
 
 
 def _start_private(**options: Any) -> None:

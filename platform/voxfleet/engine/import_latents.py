@@ -109,8 +109,8 @@ def _read(uri: str, like: _Like) -> tuple[np.ndarray, np.ndarray]:
 def _manifest(config: ImportLatentsConfig, package: dict[str, Any] | None, like: _Like, units: Rows) -> Manifest:
     rows = [row for unit in units for row in unit["audited"]]
     duplicates = find_duplicates(rows, config.audit)
-    for line in check_duplicates(duplicates, config.audit, config.table):
-        say(f"import-latents: {line}")
+    if line := check_duplicates(duplicates, config.audit, config.table):
+        say(f"import-latents: {line}", level="warning")
     fields = manifest_fields(units)
     for channel, std in enumerate(fields["std"]):
         if not std > _LEAST_STD:

@@ -71,37 +71,54 @@ class Output:
         """Make sure that the job may write here: the folder is new or empty, or the same job began it.
 
         Raises:
-            UserError: if the folder holds something else; the message names what differs.
+            UserError: if the folder holds something else (the message names what differs), or cannot be written.
         """
-        uri = storage.join(self.folder, JOB_FILE)
-        if not storage.exists(uri):
-            found = storage.names(self.folder) if storage.exists(self.folder) else []
-            other = [name for name in found if name != _HIDDEN]
-            if other:
+        storage.check_writable(self.folder)
+        record = self._begun()
+        if record is None:
+            if other := self._names():
                 raise UserError(
                     f"output {self.folder} holds something else ({other[0]}); name an empty or new folder, or remove it"
                 )
             return
-        record = storage.read_json(uri)
         if record["job"] != self.job:
             raise UserError(
                 f"output {self.folder} was made by job {record['job']}, not {self.job}; name another folder"
             )
+        if changed := self._changes(record):
+            key, (before, now) = next(iter(changed.items()))
+            raise UserError(
+                f"output {self.folder} was begun with {key} = {before}, now it is {now}; name another folder, or "
+                "remove this one"
+            )
+
+    def _begun(self) -> dict[str, Any] | None:
+        """The description of the run that began the folder; none if that was another one and it left nothing else."""
+        uri = storage.join(self.folder, JOB_FILE)
+        if not storage.exists(uri):
+            return None
+        record = storage.read_json(uri)
+        if record["job"] == self.job and not self._changes(record):
+            return record
+        left = self._names() + storage.names(storage.join(self.folder, LEDGER))
+        return record if left or storage.exists(storage.join(self.folder, UNSENT)) else None
+
+    def _names(self) -> list[str]:
+        """The names of what is in the folder, without the hidden one."""
+        return [name for name in storage.names(self.folder) if name != _HIDDEN]
+
+    def _changes(self, record: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """The keys that decide what the job makes and differ from those of ``record``: value then, value now."""
         before = _content(record["config"]) | _named(record["inputs"])
         now = _content(as_document(self.config)) | _named(self.inputs)
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"output {self.folder} was begun with {key} = {before.get(key)}, now it is {now.get(key)}; "
-                "name another folder, or remove this one"
-            )
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return {key: (before.get(key), now.get(key)) for key in keys}
 
     def claim(self) -> None:
         """Mark the folder as begun by this job (see ``check``)."""
         self.check()
-        uri = storage.join(self.folder, JOB_FILE)
-        if not storage.exists(uri):
+        if self._begun() is None:
+            uri = storage.join(self.folder, JOB_FILE)
             record = {"job": self.job, "voxfleet": __version__, "record": self.key, "inputs": dict(self.inputs)}
             storage.write_json(uri, {**record, "config": as_document(self.config)})
 
@@ -122,7 +139,7 @@ class Output:
 
     def record(self, name: str) -> Record:
         """The job's record, which is found by a key in the folder: a folder that is removed begins a new one."""
-        begun = storage.exists(storage.join(self.folder, JOB_FILE))
+        begun = self._begun() is not None
         unsent = storage.join(self.folder, UNSENT)
         parent = self.parent.key if self.parent else None
         return Record(name=name, key=self.key, unsent=unsent, begun=begun, parent=parent)
@@ -130,8 +147,7 @@ class Output:
     @functools.cached_property
     def key(self) -> str:
         """What finds the record again."""
-        uri = storage.join(self.folder, JOB_FILE)
-        known = storage.read_json(uri) if storage.exists(uri) else {}
+        known = self._begun() or {}
         return known.get("record") or uuid.uuid4().hex
 
     def send_unsent(self) -> bool:

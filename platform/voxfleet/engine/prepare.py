@@ -31,24 +31,26 @@ from voxfleet.errors import UserError
 
 def run(config: PrepareConfig) -> None:
     """Make the volume shards."""
-    scans = list_scans(config.source)
+    listing = list_scans(config.source)
+    scans = listing.scans
     splits = split_subjects(scans, config.split, config.source.classes)
     listed = digest([dataclasses.astuple(scan) for scan in scans])
     output = Output("prepare", config.output, config, inputs={"source": listed})
     if output.is_done(MANIFEST):
         return
     _check_skull_strip(config, scans)
+    _say_notes(listing.notes)
     folder = storage.absolute(config.output)
     with job_session(output) as tracker:
         progress = Progress("prepare", len(scans), "images")
         rows = run_units(
             _shards(scans, splits, config.subjects_per_shard),
-            functools.partial(_make_shard, config.preprocess, folder),
+            functools.partial(_make_shard, config, folder),
             Ledger(storage.join(folder, LEDGER)),
             progress,
             weight=len,
         )
-        manifest = _manifest(config, [row for unit in rows.values() for row in unit])
+        manifest = _manifest(config, [row for unit in rows.values() for row in unit], listing.notes)
         write_manifest(folder, manifest)
         tracker.log_metrics([{f"{s}_{c}": n for s, counts in manifest.counts.items() for c, n in counts.items()}])
         counts = "; ".join(
@@ -80,7 +82,7 @@ def _shards(scans: list[Scan], splits: dict[str, str], size: int) -> dict[str, l
     return {shard_name(i): rows[start : start + size] for i, start in enumerate(range(0, len(rows), size))}
 
 
-def _make_shard(config: PreprocessConfig, folder: str, name: str, scans: list[dict[str, Any]]) -> Rows:
+def _make_shard(config: PrepareConfig, folder: str, name: str, scans: list[dict[str, Any]]) -> Rows:
     """Preprocess the images of one shard and write it; one that cannot be used becomes a row with an ``error``."""
     done: list[tuple[dict[str, Any], Volume]] = []
     failed: Rows = []
@@ -97,14 +99,14 @@ def _make_shard(config: PreprocessConfig, folder: str, name: str, scans: list[di
     columns["affine"] = [volume.affine.flatten().tolist() for _, volume in done]
     table = tensor_table(columns, {"volume": np.stack([volume.data for _, volume in done])})
     sha256 = storage.write_bytes(storage.join(folder, name), table_bytes(table))
-    return failed + [_row(scan, volume, config, name, sha256) for scan, volume in done]
+    return failed + [_row(scan, volume, config.preprocess, name, sha256) for scan, volume in done]
 
 
-def _volume(scan: dict[str, Any], config: PreprocessConfig) -> Volume:
+def _volume(scan: dict[str, Any], config: PrepareConfig) -> Volume:
     image = nifti.read(scan["source"])
-    mask = nifti.read(scan["mask"]) if config.skull_strip == "masks" and scan["mask"] else None
+    mask = nifti.read(scan["mask"]) if config.preprocess.skull_strip == "masks" and scan["mask"] else None
     try:
-        return preprocess(image, config, mask)
+        return preprocess(image, config.preprocess, mask, config.source.orientation)
     except UserError as error:
         raise UserError(f"{scan['source']}: {error}") from error
 
@@ -119,10 +121,11 @@ def _row(scan: dict[str, Any], volume: Volume, config: PreprocessConfig, name: s
         "mean": float(volume.data.mean(dtype=np.float64)),
         "square": float(np.square(volume.data, dtype=np.float64).mean()),
         "checks": volume_checks(volume.data, config.spacing_mm),
+        "notes": list(volume.notes),
     }
 
 
-def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
+def _manifest(config: PrepareConfig, rows: Rows, source_notes: dict[str, list[str]]) -> Manifest:
     failed = [row for row in rows if row.get("error")]
     good = [row for row in rows if not row.get("error")]
     if len(failed) > config.max_skipped * len(rows):
@@ -130,12 +133,15 @@ def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
             f"{len(failed)} of {len(rows)} images cannot be used, max_skipped ({config.max_skipped:g}) allows fewer; "
             f"mend or replace them, the first: {failed[0]['error']}"
         )
-    for row in failed:
-        say(f"prepare: skipped {row['subject_id']}: {row['error']}", level="warning")
+    if failed:
+        first = f"{failed[0]['subject_id']}: {failed[0]['error']}"
+        say(f"prepare: images left out: {len(failed)}, the first: {first} (the manifest lists them)", level="warning")
+    image_notes = _image_notes(good)
+    _say_notes(image_notes)
     counts = count_rows(good, config.source.classes, config.output)
     duplicates = find_duplicates(good, config.audit)
-    for line in check_duplicates(duplicates, config.audit, config.output):
-        say(f"prepare: {line}")
+    if line := check_duplicates(duplicates, config.audit, config.output):
+        say(f"prepare: {line}", level="warning")
     train = [row for row in good if row["split"] == "train"]
     mean = float(np.mean([row["mean"] for row in train]))
     variance = float(np.mean([row["square"] for row in train])) - mean**2
@@ -159,4 +165,16 @@ def _manifest(config: PrepareConfig, rows: Rows) -> Manifest:
         shards=[{"file": name, "rows": sizes.count(name), "sha256": files[name]} for name in sorted(files)],
         skipped=[{"subject_id": row["subject_id"], "reason": row["error"]} for row in failed],
         duplicates=[dataclasses.asdict(duplicate) for duplicate in duplicates],
+        notes={**source_notes, **image_notes},
     )
+
+
+def _say_notes(notes: dict[str, list[str]]) -> None:
+    for kind, entries in notes.items():
+        say(f"prepare: {kind}: {len(entries)}, the first: {entries[0]} (the manifest lists them)", level="warning")
+
+
+def _image_notes(rows: Rows) -> dict[str, list[str]]:
+    """The images that needed each kind of repair."""
+    kinds = sorted({kind for row in rows for kind in row["notes"]})
+    return {kind: [row["source"] for row in rows if kind in row["notes"]] for kind in kinds}
