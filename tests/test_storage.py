@@ -1,5 +1,6 @@
 """Files are whole or absent, and paths stay what they are."""
 
+import errno
 import hashlib
 import os
 import re
@@ -109,6 +110,53 @@ def test_names_hide_the_temporary_of_a_write_in_progress(tmp_path, monkeypatch):
     assert listed == []
 
 
+def test_names_hold_links_that_point_to_nothing_and_names_that_are_not_utf8(tmp_path):
+    (tmp_path / "image.nii.gz").symlink_to("../.git/annex/objects/Xx/9z/MD5E-s9--0.nii.gz")
+    (tmp_path / "folder").symlink_to("nowhere")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.txt")).touch()
+    assert storage.names(str(tmp_path)) == ["M\udcfcller.txt", "folder", "image.nii.gz"]
+    assert storage.names(str(tmp_path / "folder")) == []
+    assert [storage.is_broken_link(str(tmp_path / name)) for name in ("image.nii.gz", "folder", "none")] == [1, 1, 0]
+    assert not storage.is_broken_link(str(tmp_path))
+    message = one_line(storage.read_bytes, str(tmp_path / "image.nii.gz"))
+    assert message.endswith(f"if git-annex or DataLad keeps it, run: datalad get {tmp_path}/image.nii.gz")
+    assert "is a link to ../.git/annex/objects/Xx/9z/MD5E-s9--0.nii.gz, which is not there" in message
+
+
+@pytest.mark.parametrize(
+    "call", [storage.absolute, storage.exists, storage.names, storage.read_bytes, storage.filesystem]
+)
+def test_an_empty_path_is_refused_wherever_it_is_used(call):
+    assert one_line(call, "").startswith("a path is empty (from a variable that is not set?)")
+
+
+def test_nothing_is_joined_to_an_empty_path():
+    assert one_line(storage.join, "", "manifest.json").startswith("a path is empty")
+    assert one_line(storage.write_bytes, "", b"data").startswith("a path is empty")
+
+
+def test_a_path_that_is_not_utf8_is_one_line(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller")
+    message = one_line(storage.write_bytes, path, b"data")
+    assert "M\\udcfcller' is not UTF-8" in message
+    message.encode()  # can be printed
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_where_a_folder_should_be_is_one_line_before_anything_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    message = one_line(storage.check_writable, str(tmp_path / "file" / "out" / "deeper"))
+    assert f"({tmp_path}/file is not a folder)" in message
+    storage.check_writable(str(tmp_path / "out" / "deeper"))
+    storage.check_writable("s3://bucket/out")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_without_rights_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # rights do not bind root
+    assert f"(no right to write in {tmp_path})" in one_line(storage.check_writable, str(tmp_path / "out"))
+
+
 def test_join_uses_single_slashes():
     assert storage.join("a/", "/b/", "c") == "a/b/c"
     assert storage.join("s3://bucket/", "x", "y.json") == "s3://bucket/x/y.json"
@@ -195,6 +243,35 @@ def test_a_lock_leaves_no_folder_unless_something_came_of_it(tmp_path):
                 storage.write_bytes(str(tmp_path / "mine" / "out" / ".voxfleet" / name), b"{}")
         assert (tmp_path / "mine" / "out").exists() == bool(name)
     assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_worked_on(tmp_path, monkeypatch, caplog, code):
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    with storage.locked(str(tmp_path / "out" / "lock")):
+        (tmp_path / "out" / "result").touch()
+    assert f"{tmp_path}/out: this file system has no locks" in caplog.text
+    assert (tmp_path / "out" / "result").exists()
+
+
+def test_a_lock_that_cannot_be_taken_or_made_is_one_line(tmp_path, monkeypatch):
+    def hold(uri):
+        with storage.locked(uri):
+            pytest.fail("it is not held")
+
+    (tmp_path / "file").touch()
+    assert f"cannot write {tmp_path}/file/lock (" in one_line(hold, str(tmp_path / "file" / "lock"))
+    (tmp_path / "out" / "lock").mkdir(parents=True)  # opening it fails, as another user's file does
+    assert f"cannot write {tmp_path}/out/lock (Is a directory)" in one_line(hold, str(tmp_path / "out" / "lock"))
+
+    def refuse(file, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    assert f"cannot lock {tmp_path}/lock (Input/output error)" in one_line(hold, str(tmp_path / "lock"))
 
 
 def test_a_remote_lock_holds_nothing():

@@ -101,7 +101,7 @@ def test_a_bad_value_is_refused(key, value, reason):
         (["submit", "cohort", "--output", "x", "--adress", "http://h:1"], "config key adress is not known"),
         (["submit", "cohort", "--output", "x"], "no cluster is named"),
         (["logs"], "config key id is missing"),
-        (["doctor", "--storage", "work"], "config key storage: it is a list; write '[work]'"),
+        (["doctor", "--storage", "work"], "config key storage: it is a list of text; write --storage \"['work']\""),
         (
             ["jobs", "--address", "http://127.0.0.1:1"],
             "no job server answers at http://127.0.0.1:1 (Connection refused)",

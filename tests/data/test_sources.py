@@ -1,6 +1,7 @@
 """Who is in the cohort: BIDS datasets and tables on disk, and the split."""
 
 import dataclasses
+import os
 import random
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxfleet.data import sources
+from voxfleet.data import nifti, sources
 from voxfleet.data.sources import Scan, SourceConfig, SplitConfig, split_subjects
 from voxfleet.errors import UserError
 
@@ -116,6 +117,100 @@ def test_bids_without_any_image_of_the_suffix_is_an_error(tmp_path):
     assert "FLAIR" in one_line(SourceConfig(bids=str(root), suffix="FLAIR"))
 
 
+def dataset_of(tmp_path, *names: str, subjects: tuple[str, ...] = ("sub-a",)) -> Path:
+    """A dataset of these images below the folder of sub-a, and of one plain image of sub-z."""
+    root = write_bids(tmp_path / "ds", {**dict.fromkeys(subjects, "HC"), "sub-z": "TLE"}, images=False)
+    write_image(root / "sub-z/anat/sub-z_T1w.nii.gz")
+    for name in names:
+        write_image(root / "sub-a" / name)
+    return root
+
+
+def images_of_a(root: Path, **values) -> list[str]:
+    """What is taken of sub-a, below its folder."""
+    scans = list_scans(SourceConfig(bids=str(root), **values))
+    return [scan.path.removeprefix(f"{root}/sub-a/") for scan in scans if scan.subject_id == "sub-a"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["anat/sub-a_run-1_T1w.nii.gz", "anat/sub-a_ce-gadolinium_T1w.nii.gz"],
+        ["anat/sub-a_run-2_T1w.nii.gz", "anat/sub-a_run-10_T1w.nii.gz"],
+        ["anat/sub-a_run-01_T1w.nii.gz", "anat/sub-a_run-2_T1w.nii.gz"],
+        ["anat/sub-a_T1w.nii.gz", "anat/sub-a_acq-fse_T1w.nii.gz", "anat/sub-a_rec-norm_T1w.nii.gz"],
+        ["anat/sub-a_acq-mprage_run-2_T1w.nii.gz", "anat/sub-a_acq-mprage_ce-gd_run-1_T1w.nii.gz"],
+        ["ses-2/anat/sub-a_ses-2_T1w.nii.gz", "ses-10/anat/sub-a_ses-10_T1w.nii.gz"],
+        ["ses-1/anat/sub-a_ses-1_ce-gd_T1w.nii.gz", "ses-2/anat/sub-a_ses-2_T1w.nii.gz"],  # before surgery
+        ["ses-M6/anat/sub-a_ses-M6_T1w.nii.gz", "ses-M12/anat/sub-a_ses-M12_T1w.nii.gz"],
+    ],
+)
+def test_bids_images_are_ordered_by_session_plainness_and_number(tmp_path, names):
+    root = dataset_of(tmp_path, *reversed(names))
+    assert images_of_a(root) == names[:1]
+    assert images_of_a(root, images="all") == names
+    (choice,) = sources.list_scans(SourceConfig(bids=str(root))).notes[sources.SEVERAL]
+    first, *others = (Path(name).name for name in names)
+    assert choice == f"{first} chosen before {', '.join(others)}"
+    assert sources.SEVERAL not in sources.list_scans(SourceConfig(bids=str(root), images="all")).notes
+
+
+def test_bids_phase_images_are_never_taken_and_a_name_counts_once(tmp_path):
+    names = [f"anat/sub-a_part-{part}_T1w.nii.gz" for part in ("mag", "phase", "real", "imag")]
+    root = dataset_of(tmp_path, *names, "anat/sub-a_run-2_T1w.nii", "anat/sub-a_run-2_T1w.nii.gz")
+    assert images_of_a(root, images="all") == ["anat/sub-a_run-2_T1w.nii", "anat/sub-a_part-mag_T1w.nii.gz"] or (
+        images_of_a(root, images="all") == ["anat/sub-a_part-mag_T1w.nii.gz", "anat/sub-a_run-2_T1w.nii"]
+    )
+
+
+def test_bids_filter_takes_images_with_these_entities(tmp_path):
+    names = [f"ses-{ses}/anat/sub-a_ses-{ses}_acq-{acq}_run-01_T1w.nii.gz" for ses in (1, 2) for acq in ("a", "b")]
+    root = dataset_of(tmp_path, *names)
+    write_image(root / "sub-z/ses-2/anat/sub-z_ses-2_acq-b_run-1_T1w.nii.gz")
+    assert images_of_a(root, filter={"acq": "b"}, images="all") == [names[1], names[3]]
+    assert images_of_a(root, filter={"acq": "b", "ses": 2, "run": 1}) == [names[3]]
+    assert images_of_a(root, filter={"ses": "1"}) == [names[0]]
+    assert "with acq-c" in one_line(SourceConfig(bids=str(root), filter={"acq": "c"}))
+
+
+def broken(path: Path) -> None:
+    """As git-annex leaves what was not fetched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("../../.git/annex/objects/Xx/9z/MD5E-s99--00.nii.gz/MD5E-s99--00.nii.gz")
+
+
+@pytest.mark.parametrize("link", ["ses-1/anat/sub-a_ses-1_T1w.nii.gz", "ses-1/anat", "ses-1"])
+def test_bids_what_was_not_fetched_is_not_replaced_by_another_session(tmp_path, link):
+    root = dataset_of(tmp_path, "ses-2/anat/sub-a_ses-2_T1w.nii.gz")
+    broken(root / "sub-a" / link)
+    assert images_of_a(root) == [link]
+    assert images_of_a(root, images="all") == [link, "ses-2/anat/sub-a_ses-2_T1w.nii.gz"]
+    assert images_of_a(root, filter={"ses": "2"}) == ["ses-2/anat/sub-a_ses-2_T1w.nii.gz"]
+    with pytest.raises(UserError, match=r"which is not there; .* run: datalad get .*sub-a"):
+        nifti.read(f"{root}/sub-a/{link}")
+
+
+def test_bids_folders_without_a_line_and_lost_zeros_are_told(tmp_path):
+    root = dataset_of(tmp_path, "anat/sub-a_T1w.nii.gz", subjects=("sub-a", "sub-7", "sub-8"))
+    for name in ("sub-007", "sub-9"):
+        write_image(root / name / "anat" / f"{name}_T1w.nii.gz")
+    assert sources.list_scans(SourceConfig(bids=str(root))).notes == {
+        sources.NO_LINE: ["sub-007", "sub-9"],
+        sources.NO_IMAGE: ["sub-7 (is it sub-007, and were leading zeros lost in participants.tsv?)", "sub-8"],
+    }
+
+
+def test_bids_names_beside_the_images_may_be_anything_but_those_of_images(tmp_path):
+    root = dataset_of(tmp_path, "anat/sub-a_T1w.nii.gz")
+    folder = os.fsencode(root / "sub-a" / "anat")
+    Path(os.fsdecode(folder + b"/Bemerkung M\xfcller.txt")).touch()
+    assert images_of_a(root) == ["anat/sub-a_T1w.nii.gz"]
+    Path(os.fsdecode(folder + b"/sub-a_acq-M\xfcller_T1w.nii.gz")).touch()
+    message = one_line(SourceConfig(bids=str(root)))
+    assert "is not UTF-8; rename it" in message
+    message.encode()
+
+
 def test_bids_other_groups_are_left_out_and_counted(tmp_path):
     root = write_bids(tmp_path / "ds", {"sub-a": "HC", "sub-b": "TLE", "sub-c": "FCD", "sub-d": "n/a", "sub-e": "FCD"})
     listing = sources.list_scans(SourceConfig(bids=str(root)))
@@ -184,6 +279,40 @@ def test_table_may_be_tab_separated_and_hold_quoted_commas(tmp_path):
     assert list_scans(tabs)[0].path == f"{tmp_path}/a,1.nii"
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["path;label", "a.nii;HC", "b.nii;TLE"],
+        ["sep=;", "path;label", "a.nii;HC", "b.nii;TLE"],
+        ["sep=,", "path,label", "a.nii,HC", "b.nii,TLE"],
+        ["path\tlabel\t", "a.nii\tHC\t", "b.nii\tTLE\t"],
+        ["path\tlabel\t\t", "a.nii\tHC", "b.nii\tTLE"],
+    ],
+)
+def test_table_separators_are_seen_in_the_header(tmp_path, lines):
+    paths = [(scan.path, scan.label) for scan in list_scans(write_table(tmp_path / "t.csv", *lines))]
+    assert paths == [(f"{tmp_path}/a.nii", 0), (f"{tmp_path}/b.nii", 1)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,label,label", "a.nii,HC,TLE"], "has two columns label; remove or rename one"),
+        (["path,note,label,note", "a.nii,x,HC,y"], "has two columns note"),
+        (["path,label", "a.nii,HC", "b,1.nii,TLE"], "line 3 has 3 values for 2 columns; is a comma missing"),
+        (["sep=;", "path;label", "a.nii;HC", "b.nii;TLE;x"], "line 4 has 3 values for 2 columns; is a semicolon"),
+        (["path   label", "a.nii   HC"], "no column path (its columns, separated by comma: path   label)"),
+    ],
+)
+def test_table_lines_that_contradict_the_header_are_named(tmp_path, lines, message):
+    assert message in one_line(write_table(tmp_path / "t.csv", *lines))
+
+
+def test_bids_a_column_that_stands_twice_is_named(tmp_path):
+    root = write_bids(tmp_path / "ds", {"sub-a": "HC\tTLE", "sub-b": "TLE\tHC"}, column="group\tgroup")
+    assert "has two columns group; remove or rename one" in one_line(SourceConfig(bids=str(root)))
+
+
 def test_table_subject_twice_gives_its_first_image_once(tmp_path):
     config = write_table(tmp_path / "t.csv", "path,label,subject_id", "b.nii,HC,p1", "a.nii,HC,p1", "c.nii,TLE,p2")
     assert [(s.subject_id, s.path) for s in list_scans(config)] == [
@@ -241,6 +370,9 @@ def test_table_problems_are_named(tmp_path):
         ({"bids": "a", "suffix": "T1w.nii"}, "suffix='T1w.nii'"),
         ({"bids": "a", "images": "last"}, "images='last'"),
         ({"table": "a", "masks": "b"}, "masks='b'"),
+        ({"table": "a", "filter": {"acq": "x"}}, "filter={'acq': 'x'} goes with bids"),
+        ({"bids": "a", "filter": {"acq-x": "y"}}, "'acq-x' is no BIDS entity"),
+        ({"bids": "a", "orientation": "RAS"}, "orientation='RAS'"),
         ({"bids": "a", "group_column": ""}, "group_column"),
         ({"bids": "a", "classes": ()}, "classes=[]"),
         ({"bids": "a", "classes": ("HC", "")}, "classes=['HC', '']"),

@@ -238,5 +238,38 @@ def test_what_cannot_be_joined_is_said_before_ray_tries(monkeypatch, address, wo
     with socket.socket() as closed:  # bound, but not listening
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", address.format(closed=closed.getsockname()[1]))
-        with pytest.raises(UserError, match=words), session(ResourcesConfig()):
+        with pytest.raises(UserError, match=words) as error, session(ResourcesConfig()):
             pass
+        assert "RAY_ADDRESS" in str(error.value)  # which names it
+        with (
+            pytest.raises(UserError, match=words) as error,
+            session(ResourcesConfig(address=os.environ["RAY_ADDRESS"])),
+        ):
+            pass
+        assert "resources.address" in str(error.value)
+
+
+def test_workers_import_nothing_from_the_working_folder():
+    @ray.remote
+    def path():
+        return sys.path
+
+    assert os.getcwd() not in ray.get(path.remote())
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_folder_for_rays_files_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing"):
+        monkeypatch.setenv(name, str(bad))
+        with pytest.raises(
+            UserError, match=rf"^{name} is '{bad}', where no files can be made \(.*\); set it to a folder"
+        ):
+            cluster.temporary_folder()
+    monkeypatch.setenv(name, str(tmp_path / ("x" * 120)))
+    assert cluster.temporary_folder() == "/tmp/ray"
+    assert capsys.readouterr().err.startswith(f"{name} is too long for the names of Ray's sockets")
+    monkeypatch.setenv(name, "/tmp")
+    assert cluster.temporary_folder() is None
+    assert capsys.readouterr().err == ""

@@ -75,3 +75,50 @@ def test_an_error_is_such_a_line_too(capsys, monkeypatch):
 
 def test_durations_are_readable():
     assert [duration(s) for s in (0.4, 59, 65, 7260)] == ["0 s", "59 s", "1 min 05 s", "2 h 01 min"]
+
+
+@pytest.mark.parametrize(
+    ("units", "seconds", "says"),
+    [
+        (102, 42, "42 s, 2.43 images/s"),
+        (1180, 1, "1 s, 1180 images/s"),
+        (1_000_000, 10, "10 s, 100000 images/s"),
+        (1, 14_400, "4 h 00 min, 0.0000694 images/s"),
+        (102, 0.001, "0 s"),
+        (0, 42, "42 s"),
+    ],
+)
+def test_the_summary_has_the_rate_over_its_time(clock, capsys, units, seconds, says):
+    progress = Progress("prepare", 2 * units, "images")
+    progress.skip(units)  # of an earlier run
+    clock[0] += seconds
+    for part in (units // 2, units - units // 2):  # all at the end
+        progress.advance(part)
+        clock[0] += 1e-6
+    capsys.readouterr()
+    progress.finish("done")
+    assert capsys.readouterr().err == f"prepare: done ({says})\n"
+
+
+def test_units_that_come_at_once_have_no_rate_yet(clock, capsys):
+    progress = Progress("encode", 1000, "volumes")
+    clock[0] += 40
+    progress.advance(1)
+    clock[0] += console._LOG_EVERY_S
+    progress.skip(300)  # not of this time, though it is counted after the first units
+    progress.advance(59)
+    progress._shown -= console._LOG_EVERY_S  # the next line is due
+    assert capsys.readouterr().err.splitlines() == [
+        "encode: 1/1000 volumes",
+        "encode: 360/1000 volumes, 1.97/s, 5 min 25 s left",
+    ]
+    burst = Progress("encode", 100_000, "volumes")
+    clock[0] += 40
+    burst.advance(1)
+    burst._shown -= console._LOG_EVERY_S
+    clock[0] += 0.1
+    burst.advance(15)
+    assert capsys.readouterr().err.splitlines() == ["encode: 1/100000 volumes", "encode: 16/100000 volumes"]
+    clock[0] += 30
+    burst.advance(59_994)
+    assert ", 1990/s, " in capsys.readouterr().err

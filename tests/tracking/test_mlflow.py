@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+import math
 import shutil
+import sqlite3
 import subprocess
 
 import mlflow
@@ -86,6 +88,17 @@ def test_results_are_recorded_where_they_differ(job):
         with job.tracker() as tracker:
             tracker.log_metrics([{"volumes": volumes}])
     assert job.history("volumes") == [(0, 4), (1, 6), (2, 4)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_results_that_are_no_numbers_are_recorded_once(job, value):
+    for result in (value, value, 2.0, value, value):
+        with job.tracker() as tracker:
+            tracker.log_metrics([{"distance": result}])
+    steps = [step for step, _ in job.history("distance")]
+    assert steps == [0, 1, 2]
+    assert job.history("distance")[1] == (1, 2.0)
+    assert job.said == []
 
 
 def test_another_record_is_another_run(job):
@@ -276,3 +289,114 @@ def test_a_part_of_another_record_is_below_it(tmp_path, empty_database):
     found = {run.info.run_name: run for run in job.client.search_runs(["1"])}
     assert found["child"].data.tags["mlflow.parentRunId"] == found["dit"].info.run_id
     assert "mlflow.parentRunId" not in found["dit"].data.tags
+
+
+def test_a_deleted_experiment_is_named_with_two_ways_out(job):
+    experiment = job.client.get_experiment_by_name("voxfleet").experiment_id
+    job.client.delete_experiment(experiment)
+    line = rf"experiment voxfleet was deleted in the store; .*mlflow experiments restore --experiment-id {experiment}`"
+    with (
+        pytest.raises(UserError, match=rf"{line}\) or name another with tracking\.experiment$"),
+        job.tracker(begun=False),
+    ):
+        pass
+    with job.tracker(begun=False, experiment="another"):
+        pass
+    with job.tracker() as tracker:  # of a job that goes on: kept until the experiment is restored
+        tracker.log_metrics([{"step": 40, "loss": 0.1}])
+    assert "experiment voxfleet was deleted" in "".join(job.said)
+    job.client.restore_experiment(experiment)
+    send_unsent(job.config, job.record(True).unsent, job.said.append)
+    assert job.history("loss")[-1] == (40, 0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/proc/nowhere", "..", ".", "a\\..\\b", "team/exp", "a:b", "~root", "x" * 400, "é" * 300]
+)
+def test_the_files_of_any_experiment_stay_beside_the_database(job, tmp_path, name):
+    with job.tracker(begun=False, experiment=name) as tracker:
+        tracker.log_document("note.json", {})
+    (file,) = tmp_path.rglob("note.json")
+    run = job.client.search_runs([job.client.get_experiment_by_name(name).experiment_id])[0]
+    assert str(file) == f"{run.info.artifact_uri}/note.json"
+    folder = file.relative_to(tmp_path / "db" / "mlartifacts").parts
+    assert folder[1:] == (run.info.run_id, "artifacts", "note.json")
+    assert job.said == []
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a\x00b", "x" * 501])
+def test_names_that_are_none_are_refused(job, name):
+    with (
+        pytest.raises(UserError, match=r"tracking\.experiment is .*one line of 1 to 500") as caught,
+        job.tracker(begun=False, experiment=name),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def is_folder(path):
+    path.mkdir(parents=True)
+
+
+def is_text(path):
+    path.parent.mkdir()
+    path.write_text("not a database " * 100)
+
+
+def is_below_a_file(path):
+    path.parent.write_text("")
+
+
+def is_newer(path):
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("update alembic_version set version_num = 'of tomorrow'")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (is_folder, "unable to open database file"),
+        (is_text, "file is not a database"),
+        (is_below_a_file, r"\[Errno \d+\] [\w ]+"),
+        (is_newer, r"database schema \(found version of tomorrow, .*\)"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_one_line_at_the_first_try(
+    tmp_path, empty_database, monkeypatch, spoil, reason
+):
+    from mlflow.store.db import utils
+
+    tries, path = [], tmp_path / "db" / "m.db"
+    monkeypatch.setattr(utils.time, "sleep", lambda seconds: tries.append(seconds))
+    if spoil is is_newer:
+        path.parent.mkdir()
+        shutil.copy(empty_database, path)
+    spoil(path)
+    job = Job(tmp_path)
+    with (
+        pytest.raises(
+            UserError, match=rf"cannot open the MLflow store .*m\.db \({reason}\); check tracking\.uri"
+        ) as caught,
+        job.tracker(begun=False),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert tries == []  # MLflow sleeps between tries
+
+
+def test_a_database_that_another_process_locks_is_one_line(job, tmp_path, monkeypatch):
+    connect = sqlite3.dbapi2.connect
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", lambda *args, **kwargs: connect(*args, **{**kwargs, "timeout": 0}))
+    other = Job(tmp_path / "other")
+    (tmp_path / "other" / "db").mkdir(parents=True)
+    shutil.copy(tmp_path / "db" / "m.db", tmp_path / "other" / "db" / "m.db")
+    with contextlib.closing(connect(tmp_path / "other" / "db" / "m.db", isolation_level=None)) as database:
+        database.execute("begin exclusive")
+        with (
+            pytest.raises(UserError, match=r"m\.db \(database is locked\); check tracking\.uri"),
+            other.tracker(begun=False),
+        ):
+            pass
+    with other.tracker(begun=False):  # after that it is opened
+        pass
+    assert other.run.info.status == "FINISHED"

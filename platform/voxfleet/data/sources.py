@@ -55,8 +55,8 @@ class SourceConfig:
         group_column: Column of participants.tsv that holds the class.
         classes: Class names as they stand in the data. Their order gives the label integers (the first is 0); subjects
             of other groups are left out.
-        mirrored: Whether a head mirrored left to right is one of the same class, so that encode may add mirror images of
-            the training heads, and classify may mirror at random.
+        mirrored: Whether a head mirrored left to right is one of the same class, so that encode may add mirror images
+            of the training heads, and classify may mirror at random.
     """
 
     bids: str | None = None

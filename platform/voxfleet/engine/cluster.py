@@ -128,7 +128,7 @@ def _join(address: str) -> None:
         num_cpus=len(os.sched_getaffinity(0)) + 1,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
-        _temp_dir=_temporary_folder(),
+        _temp_dir=temporary_folder(),
         **quiet,
     )
 
@@ -144,7 +144,7 @@ class _JobConfig(JobConfig):
         return True  # where that is so, Ray 2.60 adds neither folder (ray/_private/worker.py, connect)
 
 
-def _temporary_folder() -> str | None:
+def temporary_folder() -> str | None:
     """The folder for Ray's files where it should not be Ray's own choice.
 
     Raises:

@@ -12,12 +12,14 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from voxfleet.errors import UserError
 
 LOG = "VOXFLEET_LOG"
 _REDRAW_S, _LOG_EVERY_S = 0.2, 30.0
+_RATE_AFTER_S, _RATE_AFTER_STARTS = 1.0, 0.1  # a rate of a moment says nothing: seconds, and parts of the start's time
 _STAGE = re.compile(r"([\w.-]+): (.*)", re.DOTALL)
 _job = ""
 
@@ -89,12 +91,17 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def _plain(rate: float) -> str:
+    """Three digits of a rate, without an exponent."""
+    return f"{Decimal(f'{rate:.3g}'):f}"
+
+
 class Progress:
     """The progress of one stage: redrawn in place on a terminal, elsewhere a line every half minute."""
 
     def __init__(self, stage: str, total: int, unit: str) -> None:
         self.stage, self._total, self._unit = stage, total, unit
-        self._done = self._first = 0
+        self._done = self._advanced = self._first = 0  # units: all, this run's, this run's first
         self._began = self._shown = time.monotonic()
         self._first_at: float | None = None
         self._terminal = sys.stderr.isatty() and not is_structured()
@@ -107,16 +114,17 @@ class Progress:
         """Count ``units`` that are now finished, and show it where it is time."""
         now = time.monotonic()
         self._done += units
+        self._advanced += units
         _metrics().count(self.stage, units)
         _metrics().show(self.stage, units_left=self._total - self._done)
         if self._first_at is None:  # the first units carry the start of the workers: they do not count for the rate
-            self._first, self._first_at = self._done, now
+            self._first, self._first_at = self._advanced, now
         if now - self._shown < (_REDRAW_S if self._terminal else _LOG_EVERY_S):
             return
         self._shown = now
         parts, rate = [f"{self._done}/{self._total} {self._unit}"], self._rate(now)
         if rate:
-            parts += [f"{rate:.3g}/s", f"{duration((self._total - self._done) / rate)} left"]
+            parts += [f"{_plain(rate)}/s", f"{duration((self._total - self._done) / rate)} left"]
         line = f"{self.stage}: {', '.join([*parts, *filter(None, [note])])}"
         if self._terminal:
             sys.stderr.write(f"\r\x1b[2K{line}")
@@ -125,15 +133,21 @@ class Progress:
             say(line, done=self._done, total=self._total, unit=self._unit, rate=rate)
 
     def _rate(self, now: float) -> float:
-        return (self._done - self._first) / max(now - self._first_at, 1e-9) if self._first_at is not None else 0.0
+        """Units a second after the first ones; 0 while it is too early to tell."""
+        if self._first_at is None:
+            return 0.0
+        enough = max(_RATE_AFTER_S, _RATE_AFTER_STARTS * (self._first_at - self._began))
+        seconds = now - self._first_at
+        return (self._advanced - self._first) / seconds if seconds >= enough else 0.0
 
     def finish(self, summary: str) -> None:
         """Replace the progress line by the summary of the stage."""
         now = time.monotonic()
         clear = "\r\x1b[2K" if self._terminal else ""
-        rate = self._rate(now)
-        spent = duration(now - self._began) + (f", {rate:.3g} {self._unit}/s" if rate else "")
-        say(f"{clear}{self.stage}: {summary} ({spent})")
+        seconds = now - self._began
+        rate = self._advanced / seconds if round(seconds) else 0.0  # of all that took the time beside it
+        more = f", {_plain(rate)} {self._unit}/s" if rate else ""
+        say(f"{clear}{self.stage}: {summary} ({duration(seconds)}{more})")
 
 
 class Quiet(Progress):

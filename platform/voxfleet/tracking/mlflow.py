@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlparse
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -25,7 +26,8 @@ from voxfleet.tracking.base import TrackingConfig
 from voxfleet.tracking.outbox import Operation, Record, RefusedError, masked
 
 RUN_KEY_TAG, FINGERPRINT_TAG = "voxfleet.key", "fingerprint"
-_METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LENGTH, _DIGEST_LENGTH = 1000, 100, 6000, 36
+_METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LENGTH, _DIGEST_LENGTH, _NAME_LENGTH = 1000, 100, 6000, 36, 500
+_FOLDER_LENGTH = 60  # of up to 4 bytes each, where file systems take 255
 _DELETED = "Current state is deleted"  # how the store says that somebody removed the run
 _NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
@@ -37,9 +39,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# table migrations of a new store are reported line by line
-for _name in ("alembic", "mlflow.store.db.utils"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)  # migrations of a new store are reported line by line
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors with a traceback: we say them ourselves
 
 
 class MlflowStore:
@@ -60,10 +61,13 @@ class MlflowStore:
         """
         try:
             self._connect()
+        except UserError:
+            raise
         except Exception as error:  # a server may answer anything
-            raise UserError(
-                f"cannot open the MLflow store {self.address} ({_reason(error)}); check tracking.uri"
-            ) from error
+            remedy = "check tracking.uri"
+            if "database schema" in str(error):
+                remedy += ": it was written by another version of MLflow; an older one is mended by `mlflow db upgrade`"
+            raise UserError(f"cannot open the MLflow store {self.address} ({_reason(error)}); {remedy}") from error
 
     def send(self, operations: list[Operation]) -> None:
         """Record operations; see ``outbox.Store``."""
@@ -85,12 +89,17 @@ class MlflowStore:
             raise (RefusedError if _is_final(error) else ConnectionError)(_reason(error)) from error
 
     def _connect(self) -> None:
+        name = self._experiment
+        if not name.strip() or not name.isprintable() or len(name) > _NAME_LENGTH:
+            raise UserError(
+                f"tracking.experiment is {name[:80]!r}; it must be one line of 1 to {_NAME_LENGTH} characters"
+            )
         local = self._uri.removeprefix("sqlite:///") if self._uri.startswith("sqlite:///") else None
         if local:
             Path(local).parent.mkdir(parents=True, exist_ok=True)
-        client = mlflow.MlflowClient(tracking_uri=self._uri)
+        client = _client(self._uri)
         # beside a local database, not wherever the command runs; a server decides itself
-        files = Path(local).resolve().parent / "mlartifacts" / self._experiment if local else None
+        files = Path(local).resolve().parent / "mlartifacts" / _folder(self._experiment) if local else None
         run_id = _find_or_create(client, self._experiment, self._record, str(files) if files else None)
         data = client.get_run(run_id).data
         self._last = {metric.key: (metric.step, metric.value) for metric in data.to_proto().metrics}
@@ -102,7 +111,7 @@ class MlflowStore:
         last, new = dict(self._last), []
         for key, value, when, step in metrics:
             known, before = last.get(key, (-1, None))
-            if step is None and value == before:
+            if step is None and before is not None and _as_stored(value) == _as_stored(before):
                 continue
             place = known + 1 if step is None else step
             if key in last and place <= known:
@@ -182,7 +191,7 @@ def package_folder(uri: str, store: str, folder: str) -> str:
         raise UserError(
             f"{uri} names no version of a registered model; give models:/NAME/VERSION or models:/NAME@ALIAS"
         )
-    client = mlflow.MlflowClient(tracking_uri=store)
+    client = _client(store)
     try:
         version = parts["version"] or client.get_model_version_by_alias(parts["name"], parts["alias"]).version
         source = client.get_model_version_download_uri(parts["name"], version)
@@ -202,7 +211,7 @@ def package_folder(uri: str, store: str, folder: str) -> str:
 def ask(store: str) -> None:
     """See whether a store answers; see ``record.check_store``."""
     try:
-        mlflow.MlflowClient(tracking_uri=store).search_experiments(max_results=1)
+        _client(store).search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         raise UserError(f"{masked(store)} does not answer as an MLflow store ({_reason(error)})") from error
 
@@ -219,8 +228,34 @@ def _local_file(uri: str) -> Iterator[str]:
         yield str(path)
 
 
+def _client(uri: str) -> mlflow.MlflowClient:
+    """A client that tries once; MLflow tries to open a database ten times, which takes 100 s of silence."""
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils  # here, as it brings SQLAlchemy, which those who use a server do without
+
+        utils.MAX_RETRY_COUNT = 1
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def _folder(experiment: str) -> str:
+    """The name of an experiment's folder, which stays inside its parent; runs have folders of their own in it."""
+    return re.sub(r"[^\w-]", "_", experiment)[:_FOLDER_LENGTH]
+
+
+def _as_stored(value: float) -> str:
+    """A value as text, so that NaN equals NaN, and infinity the largest float, as which a database keeps it."""
+    largest = sys.float_info.max
+    return str(min(max(float(value), -largest), largest))
+
+
 def _find_or_create(client: mlflow.MlflowClient, experiment: str, record: Record, files: str | None) -> str:
     found = client.get_experiment_by_name(experiment)
+    if found and found.lifecycle_stage == LifecycleStage.DELETED:
+        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(
+            f"experiment {experiment} was deleted in the store; restore it (with MLFLOW_TRACKING_URI set, `{restore}`) "
+            "or name another with tracking.experiment"
+        )
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=files)
 
     def run_of(key: str) -> str | None:
@@ -247,7 +282,13 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """Why a store does not answer, in few words and without secrets."""
     text = masked(str(error))
-    for pattern in (r"\[Errno -?\d+\] [\w ,]+", r"timed out|[Tt]imeout"):
+    schema = r"database schema \(.*?\)"
+    for pattern in (
+        r"\[Errno -?\d+\] [\w ,]+",
+        r"timed out|[Tt]imeout",
+        r"\(\w+\.\w*Error\) (.+?)(?: \[SQL| \(Background|$)",
+        schema,
+    ):
         if found := re.findall(pattern, text):
             return found[-1]
-    return text[:200] or type(error).__name__
+    return " ".join(text.split())[:200] or type(error).__name__
