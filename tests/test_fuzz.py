@@ -197,7 +197,7 @@ def test_packages(tmp_path):
     )
     document = {
         **{"architecture": architecture(config), "diffusion": {"target": "x0"}, "mean": [0.0] * 2, "std": [1.0] * 2},
-        **{"geometry": GEOMETRY, "classes": ["HC", "TLE"], "limits": {}, "autoencoder": "f" * 64},
+        **{"geometry": GEOMETRY, "classes": ["HC", "TLE"], "limits": {}, "suffix": "T1w", "autoencoder": "f" * 64},
     }
     write_package(str(folder), "model", DiT3D(config).state_dict(), document)
     file, nothing_new = folder / "config.json", unchanged(folder)
@@ -206,7 +206,9 @@ def test_packages(tmp_path):
     def look():
         bundle = load_model(str(folder))
         bundle.sample([0], [1], sampler="ddim", steps=1)
-        files = [image_file(Sample(number, name, 0, 0), SaveConfig()) for number, name in enumerate(bundle.classes)]
+        files = [
+            image_file(Sample(number, name, 0, 0), SaveConfig(), "T1w") for number, name in enumerate(bundle.classes)
+        ]
         for name in files:
             storage.join(str(folder), name)
         return bundle.affine

@@ -35,6 +35,7 @@ def package(tmp_path):
             "geometry": {},
             "classes": ["HC", "TLE"],
             "limits": {},
+            "suffix": "T1w",
             "autoencoder": None,
         }
         write_package(str(tmp_path / "model"), "model", model.state_dict(), document)

@@ -1,5 +1,6 @@
 """JSON that others may have written: whether it holds what is expected, before anything is done with it."""
 
+import re
 import sys
 import types
 from collections.abc import Mapping
@@ -51,6 +52,12 @@ def check_geometry(geometry: Any, uri: str, remedy: str, *, may_lack: bool = Fal
             raise UserError(f"{uri}: geometry has an affine that is not 4 x 4, or not three sizes of voxels; {remedy}")
         if geometry.get("mirror_axis") not in (None, 0, 1, 2):
             raise UserError(f"{uri}: geometry has mirror_axis {geometry['mirror_axis']}, not 0, 1, 2 or null; {remedy}")
+
+
+def check_suffix(suffix: str, uri: str, remedy: str) -> None:
+    """Raises UserError if ``suffix``, with which names of files end, is not a BIDS suffix."""
+    if not re.fullmatch("[A-Za-z0-9]+", suffix):
+        raise UserError(f"{uri}: suffix {suffix!r} is not letters and digits; {remedy}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

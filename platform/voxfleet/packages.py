@@ -22,7 +22,7 @@ from voxfleet.diffusion.guidance import guided
 from voxfleet.diffusion.noise import sampling_noise
 from voxfleet.diffusion.process import DiffusionConfig, Process
 from voxfleet.diffusion.samplers import SamplerConfig, sample, sampler_table
-from voxfleet.documents import check_document, check_geometry
+from voxfleet.documents import check_document, check_geometry, check_suffix
 from voxfleet.errors import UserError
 from voxfleet.models import DiT3D, DiT3DConfig
 from voxfleet.models.classifier import Classifier, ClassifierConfig, build_classifier
@@ -43,7 +43,7 @@ M = TypeVar("M", bound=nn.Module)
 _KEYS: dict[str, dict[str, Any]] = {  # that use of a package needs, by its kind
     "model": {
         **{"diffusion": dict[str, Any], "mean": list[float], "std": list[float], "classes": list[str]},
-        **{"limits": dict[str, list[float]], "autoencoder": str | None},
+        **{"limits": dict[str, list[float]], "suffix": str, "autoencoder": str | None},
     },
     "autoencoder": {"shape": list[int]},
     "classifier": {"classes": list[str], "shape": list[int], "region": list[list[int]]},
@@ -107,6 +107,8 @@ def read_package_config(folder: str, kind: str) -> dict[str, Any]:
     uri, remedy = storage.join(folder, CONFIG), "copy or make the package again"
     check_document(document, _KEYS[kind], uri, remedy)
     check_geometry(document["geometry"], uri, remedy, may_lack=kind != "segmenter")
+    if kind == "model":
+        check_suffix(document["suffix"], uri, remedy)
     if kind == "model" and any(len(ends) != 2 for ends in document["limits"].values()):
         raise UserError(f"{uri}: limits are no pairs of numbers; {remedy}")
     for key, config in _CONFIGS[kind].items():

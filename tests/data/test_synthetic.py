@@ -18,7 +18,7 @@ MADE = {"checks": [{"finite": 1.0}] * len(BATCH), "mode": "eager"}
 
 
 def rows_of(folder):
-    return Writer(folder, SaveConfig(), {}, GEOMETRY, {})(BATCH, MADE, VOLUMES)
+    return Writer(folder, SaveConfig(), {}, GEOMETRY, "T1w", {})(BATCH, MADE, VOLUMES)
 
 
 def test_requests_to_a_bucket_wait_at_the_same_time(monkeypatch):

@@ -53,7 +53,14 @@ def test_sampling_from_a_package_gives_what_eager_does(tmp_path, mode, precision
     document = {
         "architecture": architecture(config),
         "diffusion": dataclasses.asdict(DiffusionConfig(target="v")),
-        **{"mean": [0.0] * 4, "std": [1.0] * 4, "geometry": {}, "classes": ["HC", "TLE"], "limits": {}},
+        **{
+            "mean": [0.0] * 4,
+            "std": [1.0] * 4,
+            "geometry": {},
+            "classes": ["HC", "TLE"],
+            "limits": {},
+            "suffix": "T1w",
+        },
         "autoencoder": None,
     }
     write_package(str(tmp_path), "model", model.state_dict(), document)

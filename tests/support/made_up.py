@@ -8,5 +8,5 @@ MODEL = {  # what a model package says beside its weights
         DiT3DConfig(in_channels=1, input_size=(4, 4, 4), patch_size=(2, 2, 2), hidden_size=24, depth=1, num_heads=2)
     ),
     **{"diffusion": {"target": "x0"}, "mean": [0.0], "std": [1.0], "geometry": {}, "classes": ["HC", "TLE"]},
-    **{"limits": {}, "autoencoder": None},
+    **{"limits": {}, "suffix": "T1w", "autoencoder": None},
 }

@@ -13,7 +13,7 @@ from voxfleet.data.geometry import geometry_of
 from voxfleet.data.latents import check_dtype
 from voxfleet.data.plan import LoadingConfig
 from voxfleet.data.preprocess import PreprocessConfig, grid_affine
-from voxfleet.data.sources import SourceConfig, SplitConfig, check_classes
+from voxfleet.data.sources import SourceConfig, SplitConfig, check_classes, check_suffix
 from voxfleet.diffusion.process import FLOW, DiffusionConfig, Process
 from voxfleet.diffusion.samplers import SamplerConfig, sampler_table
 from voxfleet.models import DiT3DConfig
@@ -389,8 +389,8 @@ class ImportVaeConfig:
 class ImportLatentsConfig:
     """Turn latents that were made elsewhere into latent shards.
 
-    Each sample has one file (.npy, .npz, .safetensors, or .pt of tensors alone) of mu (C, D, H, W), or of arrays named
-    mu and logvar or sigma. Without these a draw is mu itself: logvar is then -30.
+    Each sample has one file (of NumPy, PyTorch or safetensors, or a NIfTI of four axes) of mu (C, D, H, W), or of
+    arrays named mu and logvar or sigma. Without these a draw is mu itself: logvar is then -30.
 
     Args:
         output: folder of the latent shards.
@@ -401,6 +401,7 @@ class ImportLatentsConfig:
         split: the split by subject, where the table has no column split.
         autoencoder: folder of the package of the autoencoder that made them; null if there is none: what is
             trained on them can then not be decoded.
+        suffix: BIDS suffix of the images that they were made from.
         dtype: float32, or float16 to halve the shards.
         samples_per_shard: rows of a shard; a shard is one task.
         audit: what counts as the same latent under two subject ids, and what then happens.
@@ -414,6 +415,7 @@ class ImportLatentsConfig:
     classes: tuple[str, ...] = ("HC", "TLE")
     split: SplitConfig = field(default_factory=SplitConfig)
     autoencoder: str | None = None
+    suffix: str = "T1w"
     dtype: str = "float32"
     samples_per_shard: int = 64
     audit: AuditConfig = field(default_factory=AuditConfig)
@@ -422,6 +424,7 @@ class ImportLatentsConfig:
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
+        check_suffix(self.suffix)
         check_dtype(self.dtype)
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxfleet import storage
-from voxfleet.documents import check_document, check_geometry
+from voxfleet.documents import check_document, check_geometry, check_suffix
 from voxfleet.errors import UserError
 
 FORMAT_VERSION = 1
@@ -115,6 +115,7 @@ class Manifest:
         shards: file, rows and sha256 of each shard.
         skipped: images left out: subject and reason.
         duplicates: images of two subjects that the audit found to be one: kind, subjects, splits, sources, correlation.
+        suffix: BIDS suffix of the images, such as T1w, which the names of generated and decoded volumes end with.
         notes: what prepare found in the source or mended, by kind, with the subjects or images concerned.
     """
 
@@ -130,6 +131,7 @@ class Manifest:
     autoencoder: str | None = None
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     duplicates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    suffix: str = "T1w"
     notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -185,6 +187,7 @@ def read_manifest(folder: str, kind: str) -> Manifest:
         raise UserError(f"{uri} has a key that is not known, {unknown[0]!r}; {remedy}")
     check_document(document, kinds, uri, remedy)
     check_geometry(document["geometry"], uri, remedy, may_lack=kind == "latents")
+    check_suffix(document["suffix"], uri, remedy)
     classes, shape, mean, std = (document[key] for key in ("classes", "shape", "mean", "std"))
     fitting = len(set(classes)) == len(classes) > 0 and min(shape, default=0) > 0 and len(mean) == len(std) > 0
     if kind == "latents":

@@ -43,7 +43,8 @@ class SourceConfig:
         bids: Folder or URI of a BIDS dataset with a participants.tsv.
         table: CSV or TSV with the columns path, label and, if wanted, subject_id and mask; relative paths start at the
             table.
-        suffix: BIDS suffix of the images to take, as in sub-01_T1w.nii.gz.
+        suffix: BIDS suffix of the images to take, as in sub-01_T1w.nii.gz; those of a table have it, too. The names of
+            synthetic volumes end with it.
         filter: BIDS entities that an image of bids must have, such as {ses: pre, acq: mprage}.
         images: Take the first image of each subject, or all of its sessions and runs (a table may have several lines of
             one subject_id). Sessions and runs are ordered by their numbers or names; within a session, images without
@@ -83,18 +84,25 @@ class SourceConfig:
             raise ValueError(f"masks={self.masks!r} goes with bids; name the masks in the column mask of table")
         if self.images not in ("first", "all"):
             raise ValueError(f"images={self.images!r} must be first or all")
-        if not _alphanumeric(self.suffix):
-            raise ValueError(f"suffix={self.suffix!r} must be letters and digits, such as T1w")
+        check_suffix(self.suffix)
         if not self.group_column:
             raise ValueError("group_column='' must be the name of a column of participants.tsv")
         check_classes(self.classes)
 
 
+def check_suffix(suffix: str) -> None:
+    """Raises ValueError if ``suffix`` cannot be the BIDS suffix of images."""
+    if not _alphanumeric(suffix):
+        raise ValueError(f"suffix={suffix!r} must be letters and digits, such as T1w")
+
+
 def check_classes(classes: tuple[str, ...]) -> None:
     """Raises ValueError if ``classes`` cannot be the names of classes."""
     # BIDS ids of synthetic subjects are made from class names, and BIDS allows letters and digits only
-    if not classes or not all(map(_alphanumeric, classes)):
-        raise ValueError(f"classes={list(classes)} must be one or more names of letters and digits")
+    if not classes:
+        raise ValueError("classes=[] must hold a name; for people of one kind, give all of them one group in the data")
+    if not all(map(_alphanumeric, classes)):
+        raise ValueError(f"classes={list(classes)} must be names of letters and digits")
     if len(set(classes)) < len(classes):
         raise ValueError(f"classes={list(classes)} must not hold a name twice")
 

@@ -55,9 +55,9 @@ def sidecar_file(image: str) -> str:
     return f"{image.partition('.nii')[0]}.json"
 
 
-def image_file(sample: Sample, save: SaveConfig) -> str:
-    """Path of a sample's image in the dataset."""
-    name = f"{sample.subject_id}_desc-synth_T1w.nii{'.gz' if save.compress else ''}"
+def image_file(sample: Sample, save: SaveConfig, suffix: str) -> str:
+    """Path of a sample's image in the dataset; ``suffix`` is the BIDS suffix of the training images."""
+    name = f"{sample.subject_id}_desc-synth_{suffix}.nii{'.gz' if save.compress else ''}"
     return f"{sample.subject_id}/anat/{name}"
 
 
@@ -70,6 +70,7 @@ class Writer:
         save: what is written of each.
         allowed: smallest and largest value of each check, for those that are looked at.
         geometry: of the volumes.
+        suffix: BIDS suffix of the volumes.
         sidecar: what the sidecars of all samples say.
     """
 
@@ -77,6 +78,7 @@ class Writer:
     save: SaveConfig
     allowed: Limits
     geometry: Mapping[str, Any]
+    suffix: str
     sidecar: Mapping[str, Any]
 
     def __call__(
@@ -116,7 +118,7 @@ class Writer:
 
     def _write(self, sample: Sample, volume: np.ndarray) -> dict[str, Any]:
         data = nifti.encode(volume, self.affine, dtype=self.save.dtype, compress=self.save.compress)
-        file = image_file(sample, self.save)
+        file = image_file(sample, self.save, self.suffix)
         if self.folder is None:
             return {"file": file, "bytes": len(data)}
         sidecar = {

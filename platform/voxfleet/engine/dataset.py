@@ -127,6 +127,7 @@ def _latents_manifest(model: dict[str, Any], kept: pa.Table) -> Manifest:
         std=model["std"],
         geometry=model["geometry"],
         limits=model["limits"],
+        suffix=model["suffix"],
         autoencoder=model["autoencoder"],
         shards=[
             {"file": file.removeprefix(f"{LATENTS}/"), "rows": number, "sha256": sha256}

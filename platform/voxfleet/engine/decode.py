@@ -90,7 +90,7 @@ def _names(folder: str, latents: Manifest, compress: bool) -> dict[str, list[str
             subject, mirrored = row
             run = f"_run-{seen[row]}" if total[row] > 1 else ""
             kind = "mirrored" if mirrored else "decoded"
-            file = f"{ids[subject]}{run}_desc-{kind}_T1w.nii{'.gz' if compress else ''}"
+            file = f"{ids[subject]}{run}_desc-{kind}_{latents.suffix}.nii{'.gz' if compress else ''}"
             names[shard].append(f"{ids[subject]}/anat/{file}")
     return names
 

@@ -209,7 +209,7 @@ class Request:
         """What judges samples by what is ``allowed``, and writes them into ``folder``, if there is one."""
         fingerprints = self.model["fingerprint"], self.inputs.get("autoencoder", "")
         sidecar = common_sidecar(dataclasses.asdict(self.config.sampler), *fingerprints)
-        return Writer(folder, self.config.save, allowed, self.model["geometry"], sidecar)
+        return Writer(folder, self.config.save, allowed, self.model["geometry"], self.model["suffix"], sidecar)
 
 
 @ray.remote(num_cpus=0)  # it must find room beside workers that hold all CPUs and wait for it

@@ -124,6 +124,7 @@ def _manifest(config: ImportLatentsConfig, package: dict[str, Any] | None, like:
         counts=count_rows(rows, config.classes, config.table),
         geometry=package["geometry"] if package else {},
         limits={},
+        suffix=config.suffix,
         autoencoder=package["fingerprint"] if package else None,
         duplicates=[dataclasses.asdict(duplicate) for duplicate in duplicates],
         **fields,

@@ -165,6 +165,7 @@ def _manifest(config: PrepareConfig, rows: Rows, source_notes: dict[str, list[st
         shards=[{"file": name, "rows": sizes.count(name), "sha256": files[name]} for name in sorted(files)],
         skipped=[{"subject_id": row["subject_id"], "reason": row["error"]} for row in failed],
         duplicates=[dataclasses.asdict(duplicate) for duplicate in duplicates],
+        suffix=config.source.suffix,
         notes={**source_notes, **image_notes},
     )
 

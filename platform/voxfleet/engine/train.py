@@ -45,6 +45,7 @@ def run(config: TrainConfig) -> None:
             "geometry": manifest.geometry,
             "classes": list(manifest.classes),
             "limits": manifest.limits,
+            "suffix": manifest.suffix,
             "autoencoder": manifest.autoencoder,
         },
     )
