@@ -120,6 +120,10 @@ PLAIN = gzip.decompress(ENCODED)
         pytest.param(PLAIN[:360], id="header alone"),
         pytest.param(PLAIN[:-1], id="last byte missing"),
         pytest.param(gzip.compress(PLAIN[:-300]), id="gzip of a cut file"),
+        pytest.param(bytes(len(PLAIN)), id="zeros"),
+        pytest.param(packed(40, "4h", 3, 9, 0, 11), id="an axis of length 0"),
+        pytest.param(packed(40, "4h", 3, 9, -10, 11), id="an axis of negative length"),
+        pytest.param(packed(40, "h", 9), id="nine axes"),
     ],
 )
 def test_a_broken_file_is_one_line_that_names_it(tmp_path, data):
@@ -131,12 +135,18 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, data):
     assert "\n" not in message
 
 
+def packed(place: int, form: str, *values, plain: bytes = PLAIN) -> bytes:
+    """``plain`` with little-endian ``values`` at a byte of its header."""
+    data = bytearray(plain)
+    struct.pack_into(f"<{form}", data, place, *values)
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("data", "name", "said"),
     [
         (b"", "x.nii.gz", "the file is empty; get it again"),
         (gzip.compress(b""), "x.nii.gz", "the file is empty"),
-        (bytes(len(PLAIN)), "x.nii", "the voxels begin at byte 0, within the header"),
         (b"<html>404 not found</html>" * 40, "x.nii.gz", "a web page (or other XML)"),
         (b'\n<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "x.nii.gz", "a web page (or other XML)"),
         (b"/annex/objects/MD5E-s9--01.nii.gz\n", "x.nii.gz", "run: datalad get {uri}"),
@@ -162,13 +172,6 @@ def test_what_is_no_nifti_file_is_named(tmp_path, data, name, said):
 
 
 # --- Headers that others have written
-
-
-def packed(place: int, form: str, *values, plain: bytes = PLAIN) -> bytes:
-    """``plain`` with little-endian ``values`` at a byte of its header."""
-    data = bytearray(plain)
-    struct.pack_into(f"<{form}", data, place, *values)
-    return bytes(data)
 
 
 NIFTI_2 = nib.Nifti2Image(volume(), AFFINE)

@@ -28,6 +28,7 @@ _CONTAINERS = {
     **{b"x" + level: "a zlib stream without the header of gzip" for level in (b"\x01", b"\x9c", b"\xda")},
 }
 _MAX_QUATERNION = 1.001  # length of the three numbers; rounding lengthens them by 1e-6
+_MAX_AXES = 7
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31  # a window of 32 KiB, and gzip's header
 _INT16_MAX = 32767
@@ -156,7 +157,10 @@ def _single_file(data: bytes) -> nib.Nifti1Image:
 def _mend(header: nib.Nifti1Header, file_size: int) -> None:
     """Set what is wrong in ``header`` to what it must be, in place; UserError if that is not clear."""
     axes = int(header["dim"][0])
-    header["dim"][4 : axes + 1] = np.maximum(header["dim"][4 : axes + 1], 1)
+    lengths = header["dim"][1 : axes + 1]
+    lengths[3:][lengths[3:] == 0] = 1
+    if not 1 <= axes <= _MAX_AXES or min(lengths) < 1:
+        raise HeaderDataError(f"{axes} axes of the lengths {lengths.tolist()}")
     if not np.isfinite(header["scl_inter"]):
         header["scl_inter"] = 0  # as nifti_clib, on which FSL and ITK build, reads it
     names = ("quatern_b", "quatern_c", "quatern_d")
@@ -170,7 +174,7 @@ def _mend(header: nib.Nifti1Header, file_size: int) -> None:
             header[name] = header[name] / length
     begin, first = float(header["vox_offset"]), header.single_vox_offset
     if not begin >= first:  # also where it is not a number
-        voxels = math.prod(map(int, header["dim"][1 : axes + 1])) * header.get_data_dtype().itemsize
+        voxels = math.prod(map(int, lengths)) * header.get_data_dtype().itemsize
         if file_size != first + voxels:
             raise UserError(
                 f"the header says that the voxels begin at byte {begin:g}, within the header, and {file_size} bytes "
