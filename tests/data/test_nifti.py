@@ -107,6 +107,13 @@ ENCODED = nifti.encode(volume(), AFFINE)
 PLAIN = gzip.decompress(ENCODED)
 
 
+def packed(place: int, form: str, *values, plain: bytes = PLAIN) -> bytes:
+    """``plain`` with little-endian ``values`` at a byte of its header."""
+    data = bytearray(plain)
+    struct.pack_into(f"<{form}", data, place, *values)
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -133,13 +140,6 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, data):
     assert message.startswith(f"{tmp_path}/x.nii.gz is truncated or not a NIfTI file (")
     assert message.endswith("replace the file")
     assert "\n" not in message
-
-
-def packed(place: int, form: str, *values, plain: bytes = PLAIN) -> bytes:
-    """``plain`` with little-endian ``values`` at a byte of its header."""
-    data = bytearray(plain)
-    struct.pack_into(f"<{form}", data, place, *values)
-    return bytes(data)
 
 
 @pytest.mark.parametrize(
