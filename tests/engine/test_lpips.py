@@ -1,8 +1,11 @@
 """LPIPS of the volumes of a set: a set that varies as the real one passes, one that varies less does not."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from ray import cloudpickle
 
 from voxfleet.data.sets import VolumeSet
 from voxfleet.engine.lpips import lpips_figure, read_network
@@ -10,6 +13,7 @@ from voxfleet.engine.measures import Measured, Measuring
 from voxfleet.errors import UserError
 
 SHAPE = (8, 9, 10)
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find this file
 
 
 class MeanAbsolute(torch.nn.Module):

@@ -148,7 +148,7 @@ def shrunken_ventricles(volume):
         (
             "blur",
             lambda v: np.stack([ndimage.gaussian_filter(x, 0.8) for x in v]),
-            {"kid/EfficientNet-Lite0/axial/all", "anatomy/spectrum", "anatomy/csf_ml"},
+            {"kid/EfficientNet-Lite0/axial/all", "anatomy/spectrum", "anatomy/csf_ml", "anatomy/sharpness"},
         ),
         pytest.param(
             "noise",

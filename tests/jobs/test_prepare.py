@@ -72,7 +72,7 @@ def test_a_scan_under_two_names_in_two_splits_is_refused_until_it_is_allowed(coh
     assert prepare(cohort, out, "--audit.allow_across_splits", "true") == 0  # the same folder goes on
     (found,) = read_manifest(str(out), "volumes").duplicates
     assert (found["kind"], found["subjects"]) == ("near", [a, b])
-    assert f"the same image twice: {a} (" in capsys.readouterr().err
+    assert f"the same image under two subject ids: 1 pairs, the first: {a} (" in capsys.readouterr().err
 
 
 def test_an_exact_copy_within_a_split_is_said_and_recorded(cohort, out, capsys):

@@ -118,6 +118,7 @@ def test_a_search_of_another_space_is_refused(tune, fails, tmp_path):
     config = json.loads(
         json.dumps(vars(parse("tune", ["--name", "quick", "--output", "x", "--data", "y"])), default=vars)
     )
+    (home.parent / "trials").mkdir()
     (home / "job.json").write_text(json.dumps({"job": "tune", "inputs": {}, "config": config}))
     line = fails(tune, "out")
     assert "was begun with" in line

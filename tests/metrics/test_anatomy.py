@@ -1,10 +1,11 @@
 """Anatomy of phantoms whose tissues, contrast, symmetry and spectrum are known."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, shift
+from scipy.ndimage import binary_dilation, binary_erosion, fourier_gaussian, gaussian_filter, shift
 
 from voxfleet.metrics.anatomy import (
     MEASURES,
@@ -84,14 +85,76 @@ def test_symmetry_is_the_correlation_with_the_mirror_image():
     assert symmetry(volume * 0) == 0
 
 
-def test_sharpness_is_the_gradient_per_mm():
-    ramp = np.broadcast_to(np.linspace(0, 1, 21)[None, :, None], (10, 21, 10))
-    brain = np.zeros(ramp.shape, dtype=bool)
-    brain[2:8, 3:18, 2:8] = True
-    assert sharpness(ramp, brain, (1, 1, 1)) == pytest.approx(0.05)
-    assert sharpness(ramp, brain, (1, 2, 1)) == pytest.approx(0.025)
-    stripped = np.where(brain, ramp, 0)
-    assert sharpness(stripped, brain, (1, 1, 1)) == pytest.approx(0.05)  # the edge of the mask does not count
+def texture(radius_mm, blur_mm=0.0, seed=0):
+    """A brain (a ball on a grid of 2 mm) of blurred white noise, and its mask."""
+    axes = np.meshgrid(*[2.0 * np.arange(n) - (n - 1) for n in (48, 52, 48)], indexing="ij")
+    brain = sum(axis**2 for axis in axes) < radius_mm**2
+    noise = np.fft.fftn(np.random.default_rng(seed).normal(size=brain.shape))
+    return brain * np.fft.ifftn(fourier_gaussian(noise, blur_mm / 2)).real, brain
+
+
+def root_mean_square_gradient(volume):
+    """The former sharpness (Tenengrad): per mm, a voxel away from the surface of the brain."""
+    inside = binary_erosion(brain_mask(volume), np.ones((3, 3, 3)))
+    return math.sqrt(sum(np.square(part[inside]).mean() for part in np.gradient(volume, *SPACING)))
+
+
+@pytest.mark.parametrize("blur_mm", [0, 1, 2])
+def test_sharpness_is_the_share_of_energy_in_the_upper_half_of_the_frequencies(blur_mm):
+    volume, brain = texture(40, blur_mm)
+    found = np.arange(1, 25) / 96  # 96 mm is the shortest edge
+    energy = found**2 * np.exp(-((2 * np.pi * blur_mm * found) ** 2))  # of Gaussian blur
+    expected = energy[found > 1 / 8].sum() / energy[found >= 1 / 50].sum()
+    assert sharpness(volume, brain, (2, 2, 2)) == pytest.approx(expected, abs=0.02)
+
+
+def test_sharpness_of_two_waves_is_the_share_of_the_finer():
+    _, brain = texture(40)
+    y, z = 2 * np.pi * 2 * np.arange(52)[:, None], 2 * np.pi * 2 * np.arange(48)
+    volume = brain * (3 + np.cos(y / 20) + 0.5 * np.cos(z / 6))
+    assert sharpness(volume, brain, (2, 2, 2)) == pytest.approx(0.25 / 1.25, rel=0.05)
+
+
+def test_sharpness_depends_on_neither_gain_nor_offset_nor_the_size_of_the_brain():
+    volume, brain = texture(40, 1.5)
+    value = sharpness(volume, brain, (2, 2, 2))
+    assert sharpness(0.2 * volume + 3 * brain, brain, (2, 2, 2)) == pytest.approx(value)
+    for radius in (28, 34, 44):
+        others = [sharpness(*texture(radius, 1.5, seed), (2, 2, 2)) for seed in range(4)]
+        assert np.mean(others) == pytest.approx(value, rel=0.05)
+
+
+def test_sharpness_hardly_depends_on_gamma_and_the_edge_of_the_mask():
+    volume, truth = phantom(0.02)
+    value, blurred = (sharpness(v, truth > 0, SPACING) for v in (volume, gaussian_filter(volume, 1)))
+    changes = [sharpness(volume**gamma, truth > 0, SPACING) for gamma in (0.7, 1.4)]
+    changes += [sharpness(volume, change(truth > 0), SPACING) for change in (binary_dilation, binary_erosion)]
+    assert max(abs(change - value) for change in changes) < 0.3 * (value - blurred)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, (0.2, 0.3, 0.4), (0.15, 0.6, 1.0)])
+def test_sharpness_falls_with_blur_whatever_the_contrast(levels):
+    volume, _ = phantom(0.01, levels)
+    spacing_mm = (4, 4, 5)  # a head of 10 to 13 cm
+    values = [measures(gaussian_filter(volume, width), spacing_mm)["sharpness"] for width in (0, 0.5, 0.75, 1, 1.5, 2)]
+    assert all(finer > 1.05 * coarser for finer, coarser in itertools.pairwise(values))
+
+
+def test_a_blurred_volume_of_more_contrast_is_not_sharper():
+    volume, _ = phantom(0.02, (0.2, 0.45, 0.65))
+    blurred = 1.4 * gaussian_filter(volume, 1)
+    assert root_mean_square_gradient(blurred) > root_mean_square_gradient(volume)
+    assert measures(blurred, SPACING)["sharpness"] < 0.5 * measures(volume, SPACING)["sharpness"]
+
+
+def test_the_edge_that_blur_spreads_into_the_mask_does_not_count():
+    """Blur lets the mask grow into the air, so that the ramp at the surface lies inside it."""
+    volume, truth = phantom(levels=(0.5, 0.55, 0.6))
+    blurred = gaussian_filter(volume, 1.5)
+    assert root_mean_square_gradient(blurred) > 2 * root_mean_square_gradient(volume)
+    mask = brain_mask(blurred)
+    assert np.count_nonzero(mask) > 1.1 * np.count_nonzero(truth)
+    assert sharpness(blurred, mask, SPACING) < 0.5 * sharpness(volume, truth > 0, SPACING)
 
 
 def test_blur_and_noise_are_told_apart():
@@ -187,8 +250,10 @@ def test_what_shows_no_anatomy_is_refused():
         cnr(volume, np.where(truth == 3, 3, 0))
     with pytest.raises(ValueError, match="0 pairs white"):
         cnr(volume, np.where(truth == 2, 2, 0))
-    with pytest.raises(ValueError, match="none inside"):
+    with pytest.raises(ValueError, match="the brain has no voxels"):
         sharpness(volume, np.zeros(volume.shape, dtype=bool), SPACING)
+    with pytest.raises(ValueError, match="sharpness needs detail"):
+        sharpness(np.ones(volume.shape), truth > 0, SPACING)
     for measure in (cnr, lambda v, mask: sharpness(v, mask, SPACING)):
         with pytest.raises(ValueError, match="both on one grid"):
             measure(volume, truth[1:])

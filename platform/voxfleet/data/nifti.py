@@ -174,7 +174,7 @@ def _mend(header: nib.Nifti1Header, file_size: int) -> None:
             header[name] = header[name] / length
     begin, first = float(header["vox_offset"]), header.single_vox_offset
     if not begin >= first:  # also where it is not a number
-        voxels = math.prod(map(int, lengths)) * header.get_data_dtype().itemsize
+        voxels = math.prod(map(int, lengths)) * int(header["bitpix"]) // 8
         if file_size != first + voxels:
             raise UserError(
                 f"the header says that the voxels begin at byte {begin:g}, within the header, and {file_size} bytes "

@@ -1,10 +1,14 @@
 """The prepare job: a cohort of NIfTI images to volume shards, one Ray task a shard."""
 
+import contextlib
 import dataclasses
 import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import ray
 
 from voxfleet import storage
 from voxfleet.config.jobs import PrepareConfig
@@ -28,6 +32,8 @@ from voxfleet.engine.output import LEDGER, Output, digest
 from voxfleet.engine.units import Ledger, Rows, run_units
 from voxfleet.errors import UserError
 
+_LOG_EVERY_S = 30.0
+
 
 def run(config: PrepareConfig) -> None:
     """Make the volume shards."""
@@ -43,13 +49,14 @@ def run(config: PrepareConfig) -> None:
     folder = storage.absolute(config.output)
     with job_session(output) as tracker:
         progress = Progress("prepare", len(scans), "images")
-        rows = run_units(
-            _shards(scans, splits, config.subjects_per_shard),
-            functools.partial(_make_shard, config, folder),
-            Ledger(storage.join(folder, LEDGER)),
-            progress,
-            weight=len,
-        )
+        with _count_stripped(config, len(scans)) as counter:
+            rows = run_units(
+                _shards(scans, splits, config.subjects_per_shard),
+                functools.partial(_make_shard, config, folder, counter),
+                Ledger(storage.join(folder, LEDGER)),
+                progress,
+                weight=len,
+            )
         manifest = _manifest(config, [row for unit in rows.values() for row in unit], listing.notes)
         write_manifest(folder, manifest)
         tracker.log_metrics([{f"{s}_{c}": n for s, counts in manifest.counts.items() for c, n in counts.items()}])
@@ -68,6 +75,43 @@ def _check_skull_strip(config: PrepareConfig, scans: list[Scan]) -> None:
         raise UserError(f"{config.source.table} names no masks; add a column mask, or use another skull_strip")
 
 
+@ray.remote(num_cpus=0)
+class _Counter:
+    """Counts images of shards that are not finished."""
+
+    def __init__(self) -> None:
+        self._images = 0
+
+    def add(self) -> None:
+        self._images += 1
+
+    def count(self) -> int:
+        return self._images
+
+
+@contextlib.contextmanager
+def _count_stripped(config: PrepareConfig, total: int) -> Iterator[Any]:
+    """Yield a counter of images, and log what it counts, where a shard takes minutes (deepbet); else None."""
+    if config.preprocess.skull_strip != "deepbet":
+        yield None
+        return
+    counter, is_over = _Counter.remote(), threading.Event()  # type: ignore[attr-defined]
+
+    def log() -> None:
+        while not is_over.wait(_LOG_EVERY_S):
+            say(
+                f"prepare: deepbet has stripped {ray.get(counter.count.remote())} images in this run, of {total} in all"
+            )
+
+    thread = threading.Thread(target=log, daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def _shards(scans: list[Scan], splits: dict[str, str], size: int) -> dict[str, list[dict[str, Any]]]:
     rows = [
         {
@@ -82,8 +126,11 @@ def _shards(scans: list[Scan], splits: dict[str, str], size: int) -> dict[str, l
     return {shard_name(i): rows[start : start + size] for i, start in enumerate(range(0, len(rows), size))}
 
 
-def _make_shard(config: PrepareConfig, folder: str, name: str, scans: list[dict[str, Any]]) -> Rows:
-    """Preprocess the images of one shard and write it; one that cannot be used becomes a row with an ``error``."""
+def _make_shard(config: PrepareConfig, folder: str, counter: Any, name: str, scans: list[dict[str, Any]]) -> Rows:
+    """Preprocess the images of one shard and write it; one that cannot be used becomes a row with an ``error``.
+
+    Each image is added to ``counter``, if there is one.
+    """
     done: list[tuple[dict[str, Any], Volume]] = []
     failed: Rows = []
     for scan in scans:
@@ -91,6 +138,8 @@ def _make_shard(config: PrepareConfig, folder: str, name: str, scans: list[dict[
             done.append((scan, _volume(scan, config)))
         except UserError as error:
             failed.append({"subject_id": scan["subject_id"], "error": str(error)})
+        if counter:
+            counter.add.remote()
     if not done:
         return failed
     columns: dict[str, list[Any]] = {
