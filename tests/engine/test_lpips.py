@@ -13,7 +13,7 @@ from voxfleet.engine.measures import Measured, Measuring
 from voxfleet.errors import UserError
 
 SHAPE = (8, 9, 10)
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find this file
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
 
 class MeanAbsolute(torch.nn.Module):

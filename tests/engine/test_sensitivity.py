@@ -2,12 +2,14 @@
 
 import io
 import re
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from isal import igzip
+from ray import cloudpickle
 from scipy import ndimage
 
 from voxfleet import storage
@@ -23,6 +25,7 @@ from voxfleet.models.vae import AutoencoderConfig, build_autoencoder
 from voxfleet.packages import architecture, write_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 SPACING, SHAPE, PEOPLE, TRAINED = 6.0, (32, 40, 32), 100, 30
 CLASSES = ("HC", "TLE")
 
