@@ -2,7 +2,7 @@
 #             DEMO=quick make demo   the same stages in two minutes, without a claim of quality
 # make test   the default tests;  make test-slow  one of each fault and long job;  make lint  style and types
 # make test-matrix   all combinations, about an hour: before a change of a part is called done (tests/README.md)
-# make fuzz   spoils configurations and files, ten minutes a kind
+# make fuzz   spoils configurations, files, tables, folders and environments, ten minutes a kind
 # Each installs what it needs into .venv first, once.
 
 PYTHON ?= python3
