@@ -11,7 +11,8 @@ from voxfleet.metrics.anatomy import frequencies
 from voxfleet.report import plots
 from voxfleet.report.page import Picture
 
-_UNITS = {"ml": "mL", "mm": "mm", "sharpness": "per mm", "mean": "of the range"}  # by how the key of a figure ends
+# by how the key of a figure ends
+_UNITS = {"ml": "mL", "mm": "mm", "sharpness": "share of energy", "mean": "of the range"}
 
 
 def drawn(measured: Mapping[str, Measured], verdicts: Mapping[str, Verdict], real: str) -> dict[str, list[Picture]]:

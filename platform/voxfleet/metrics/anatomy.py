@@ -15,6 +15,8 @@ _BINS = 256  # of the histogram that the tissues are told by
 _FLAT = 1e-10  # a smaller variance is rounding
 _FLOOR = 1e-12  # of the largest power: what lies below is rounding
 _DEEP_MM = 15
+_WINDOW_MM = 12  # smoothness of the window of the sharpness
+_COARSEST_MM = 50  # longest period that counts for the sharpness
 CSF, GREY, WHITE = 1, 2, 3
 MEASURES = ("csf_ml", "grey_ml", "white_ml", "ventricles_ml", "cnr", "symmetry", "sharpness")
 
@@ -163,10 +165,13 @@ def symmetry(volume: np.ndarray) -> float:
 
 
 def sharpness(volume: np.ndarray, brain: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Root mean square of the intensity gradient (per mm) inside the brain, a voxel away from its surface.
+    """Share (0 to 1) of the brain's spectral energy that lies in the upper half of the frequencies of the grid.
 
-    The Tenengrad measure (Krotkov, "Focusing", 1987): squares, because the mean length of a gradient hardly changes
-    where blur spreads an edge. Blur lowers it; noise raises it, and lowers ``cnr``.
+    Pertuz et al., "Analysis of focus measure operators for shape-from-focus" (2013), compare high with low frequencies
+    by wavelets (their WAVR); here they are those of the power spectrum, of periods up to 50 mm, so that the shape of
+    the head does not count. Gain and offset cancel. The window is 1/256 at the brain's surface and 1/4 at 12 mm below,
+    which hides the edge of the mask and what blur makes of it. Blur lowers the share; noise raises it, and lowers
+    ``cnr``. Compare volumes of one grid, as the upper half depends on it.
 
     Args:
         volume: (D, H, W).
@@ -174,15 +179,21 @@ def sharpness(volume: np.ndarray, brain: np.ndarray, spacing_mm: Sequence[float]
         spacing_mm: voxel size.
 
     Raises:
-        ValueError: if the shapes differ, or the brain has no inside.
+        ValueError: if the shapes differ, there is no brain, or nothing in it varies.
     """
     _check_volume(volume)
     _check_shapes(volume, brain)
-    inside = ndimage.binary_erosion(brain, np.ones((3, 3, 3)))
-    if not inside.any():
-        raise ValueError(f"the brain has {np.count_nonzero(brain)} voxels and none inside; give a whole one")
-    gradient = np.gradient(volume, *_spacing(spacing_mm))
-    return math.sqrt(sum(np.square(part[inside]).mean(dtype=np.float64) for part in gradient))
+    if not brain.any():
+        raise ValueError("the brain has no voxels; give a mask of it")
+    sigma = [_WINDOW_MM / step for step in _spacing(spacing_mm)]
+    window = brain * ndimage.gaussian_filter(brain.astype(np.float32), sigma, mode="constant") ** 8
+    detail = (volume - np.average(volume, weights=window)) * window
+    found, power = power_spectrum(detail, spacing_mm)
+    energy = power * found**2  # of all frequencies of a bin: their number grows with the square
+    total = energy[found >= 1 / _COARSEST_MM].sum()
+    if not total or np.square(detail).sum() <= _FLAT * np.square(window).sum():
+        raise ValueError("the brain is constant or the voxels are too coarse; sharpness needs detail below 50 mm")
+    return float(energy[found > found[-1] / 2].sum() / total)
 
 
 def power_spectrum(volume: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
