@@ -9,7 +9,7 @@ from deadlines import extend
 
 from voxfleet import storage
 from voxfleet.data.campaign import Sample
-from voxfleet.data.synthetic import PUTS_AT_ONCE, SaveConfig, Writer
+from voxfleet.data.synthetic import PUTS_AT_ONCE, SaveConfig, Writer, image_file
 
 GEOMETRY = {"affine": np.eye(4).tolist(), "spacing_mm": [1, 1, 1]}
 BATCH = [Sample(1, "TLE", index, base_seed=0) for index in range(PUTS_AT_ONCE + 3)]
@@ -52,3 +52,10 @@ def test_what_a_hand_meets_ends_the_batch(monkeypatch):
     monkeypatch.setattr(storage, "write_bytes", put)
     with pytest.raises(OSError, match="no"):
         rows_of("s3://bucket/out")
+
+
+def test_names_end_with_the_suffix_of_the_training_images():
+    sample = Sample(1, "TLE", 7, base_seed=0)
+    name = "sub-synTLE0000007/anat/sub-synTLE0000007_desc-synth_FLAIR.nii"
+    assert image_file(sample, SaveConfig(), "FLAIR") == f"{name}.gz"
+    assert image_file(sample, SaveConfig(compress=False), "FLAIR") == name

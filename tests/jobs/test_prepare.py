@@ -10,8 +10,10 @@ import pytest
 
 from voxfleet import storage
 from voxfleet.cli import main
+from voxfleet.data.background import PADDING
+from voxfleet.data.orientation import UNITS_CONVERTED
 from voxfleet.data.shards import read_manifest, read_shard
-from voxfleet.data.sources import SourceConfig, SplitConfig, list_scans, split_subjects
+from voxfleet.data.sources import SEVERAL, SourceConfig, SplitConfig, list_scans, split_subjects
 
 TINY = ["--preprocess.spacing_mm", "[10,10,10]", "--preprocess.shape", "[16,20,16]", "--preprocess.center", "world"]
 
@@ -142,3 +144,37 @@ def test_masks_and_skull_strip_go_together(cohort, out, capsys, more, named):
     assert prepare(cohort, out, *more) == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
+
+
+def test_what_was_chosen_left_out_and_mended_is_told_in_a_line_a_kind_and_listed(cohort, out, capsys):
+    for path in sorted(cohort.rglob("*_T1w.*")):
+        path.rename(path.with_name(path.name.replace("_T1w", "_FLAIR")))
+    images = sorted(cohort.glob("sub-*/anat/*_FLAIR.nii.gz"))
+    shutil.copy(images[0], images[0].with_name(images[0].name.replace("_FLAIR", "_acq-fast_FLAIR")))
+    images[1].unlink()
+    images[1].symlink_to("../../.git/annex/objects/Xx/9z/MD5E-s9--00.nii.gz")
+    padded = nib.load(images[2])
+    data = padded.get_fdata(dtype=np.float32)
+    data[:2] = -1000
+    nib.save(nib.Nifti1Image(data, padded.affine), images[2])
+    micrometres = nib.load(images[3])
+    affine = np.diag([1000.0, 1000, 1000, 1]) @ micrometres.affine
+    micrometres = nib.Nifti1Image(micrometres.get_fdata(dtype=np.float32), affine)
+    micrometres.header.set_xyzt_units("micron")
+    nib.save(micrometres, images[3])
+    split = ["--split.train", "0.5", "--split.val", "0.25", "--split.test", "0.25"]
+    assert prepare(cohort, out, "--source.suffix", "FLAIR", "--max_skipped", "0.1", *split) == 0
+    manifest = read_manifest(str(out), "volumes")
+    assert manifest.suffix == "FLAIR"
+    first, second = images[0].name, images[0].name.replace("_FLAIR", "_acq-fast_FLAIR")
+    assert manifest.notes == {
+        SEVERAL: [f"{first} chosen before {second}"],
+        PADDING: [str(images[2])],
+        UNITS_CONVERTED: [str(images[3])],
+    }
+    (skipped,) = manifest.skipped
+    assert f"run: datalad get {images[1]}" in skipped["reason"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prepare: ")]
+    for kind, entry in ((SEVERAL, first), (PADDING, images[2]), (UNITS_CONVERTED, images[3])):
+        assert sum(line.startswith(f"prepare: {kind}: 1, the first: {entry}") for line in lines) == 1
+    assert len(lines) == 5  # one of what was left out, and the summary
