@@ -345,6 +345,13 @@ def test_what_lies_below_air_moves_neither_the_head_nor_its_intensities(center, 
     assert np.median(here.data[here.data > 0]) == pytest.approx(np.median(clean.data[clean.data > 0]), abs=0.05)
 
 
+def test_one_dark_voxel_is_not_smeared_over_a_coarser_grid():
+    config = dataclasses.replace(CONFIG, spacing_mm=(8.0, 8.0, 8.0), shape=(20, 24, 20))
+    expected = preprocess(scan(), config)
+    volume = preprocess(changed(lambda data: data.__setitem__((25, 30, 25), -32768)), config)
+    np.testing.assert_allclose(volume.data, expected.data, atol=0.05)
+
+
 @pytest.mark.parametrize(("change", "is_padding"), [(pad_corners(-2000), True), (pad_twice, True), (ring, False)])
 def test_padding_is_noted(change, is_padding):
     assert (PADDING in preprocess(changed(change), CONFIG).notes) == is_padding
