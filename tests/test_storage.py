@@ -121,6 +121,8 @@ def test_names_hold_links_that_point_to_nothing_and_names_that_are_not_utf8(tmp_
     message = one_line(storage.read_bytes, str(tmp_path / "image.nii.gz"))
     assert message.endswith(f"if git-annex or DataLad keeps it, run: datalad get {tmp_path}/image.nii.gz")
     assert "is a link to ../.git/annex/objects/Xx/9z/MD5E-s9--0.nii.gz, which is not there" in message
+    message = one_line(storage.read_bytes, str(tmp_path / "folder" / "anat" / "image.nii.gz"))
+    assert message.startswith(f"{tmp_path}/folder is a link to nowhere, which is not there")
 
 
 @pytest.mark.parametrize(

@@ -309,10 +309,12 @@ def size(uri: str) -> int:
 
 
 def _no_file(uri: str, info: fs.FileInfo) -> UserError:
-    if is_broken_link(uri):
+    path = Path(absolute(uri))
+    places = map(str, (path, *path.parents)) if is_local(uri) else ()
+    if link := next(filter(is_broken_link, places), None):
         return UserError(
-            f"{uri} is a link to {os.readlink(absolute(uri))}, which is not there; if git-annex or DataLad keeps it, "
-            f"run: datalad get {uri}"
+            f"{link} is a link to {os.readlink(link)}, which is not there; if git-annex or DataLad keeps it, "
+            f"run: datalad get {link}"
         )
     state = "does not exist" if info.type == fs.FileType.NotFound else "is not a file"
     return UserError(f"{uri} {state}; check the path")
