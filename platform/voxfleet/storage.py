@@ -276,9 +276,9 @@ def locked(uri: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and list(path.parent.iterdir()) == [path]:
-                path.unlink()
-                with contextlib.suppress(OSError):  # one that holds something else by now
+            with contextlib.suppress(OSError):  # of a folder that was removed, or holds something else by now
+                if made and list(path.parent.iterdir()) == [path]:
+                    path.unlink()
                     for folder in made:
                         folder.rmdir()
 

@@ -371,6 +371,31 @@ def test_images_whose_air_is_not_0_have_no_padding():
     assert volume.notes == ()
 
 
+def brain(scale, offset):
+    """A stripped brain, mostly of one intensity (70), with darker and brighter parts; all values scaled."""
+    image = scan()
+    inside = image.get_fdata() > 50
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=inside.shape), 1.5)
+    texture /= texture.std()
+    values = 70 + 20 * (texture - np.clip(texture, -1, 1))
+    return nib.Nifti1Image((np.where(inside, values, 0) * scale + offset).astype(np.float32), image.affine)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, -70), (0.05, -3.5), (2, -130)])
+def test_the_background_of_a_stripped_brain_is_no_padding(scale, offset):
+    expected, volume = preprocess(brain(1, 0), CONFIG), preprocess(brain(scale, offset), CONFIG)
+    np.testing.assert_allclose(volume.data, expected.data, atol=1e-3)
+    assert volume.notes == ()
+
+
+def test_integers_that_a_slope_spreads_over_their_type_are_not_wrapped():
+    image = scan()
+    image.set_data_dtype(np.int16)  # nibabel uses the whole range
+    again = nib.Nifti1Image.from_bytes(image.to_bytes())
+    assert again.dataobj.get_unscaled().min() < -32000
+    np.testing.assert_allclose(preprocess(again, CONFIG).data, preprocess(image, CONFIG).data, atol=1e-3)
+
+
 @pytest.mark.parametrize("value", [-2000, -30])
 @pytest.mark.parametrize("where", [(2, 2, 2), (25, 30, 25)], ids=["air", "brain"])
 def test_one_voxel_does_not_spoil_an_image_that_is_stripped(value, where):
@@ -458,6 +483,7 @@ PLANE = np.eye(4)
 PLANE[:3, 2] = PLANE[:3, 1]
 REFUSED = {
     "4-D": (lambda: nib.Nifti1Image(np.ones((9, 9, 9, 2)), np.eye(4)), "its shape is (9, 9, 9, 2)"),
+    "2-D": (lambda: nib.Nifti1Image(np.ones((9, 9)), np.diag([-1.0, 1, 1, 1])), "its shape is (9, 9)"),
     "one slice": (lambda: nib.Nifti1Image(np.ones((9, 9, 1)), np.eye(4)), "its shape is (9, 9, 1)"),
     "colour": (rgb, "not real numbers"),
     "complex": (lambda: nib.Nifti1Image(np.ones((9, 9, 9), dtype=np.complex64), np.eye(4)), "complex64"),
@@ -471,11 +497,11 @@ REFUSED = {
     "NaN inside": (set_to(np.nan, (25, 30, 25)), "NaN voxels inside the head"),
     "infinite voxel": (set_to(-np.inf, (25, 30, 25)), "infinite voxels"),
     "constant": (set_to(7), "constant (7 everywhere)"),
-    "z-scored": (lambda: changed(z_scored), "z-scored or inverted"),
+    "z-scored": (lambda: changed(z_scored), "z-scored, inverted, or noise"),
     "labels": (labels, "the voxels are labels"),
     "wrapped intensities": (lambda: wrapped(np.int16), "range of int16 from -32"),
     "wrapped intensities of a byte": (lambda: wrapped(np.int8), "range of int8 from -12"),
-    "bright air": (lambda: changed(lambda data: np.copyto(data, 200 - data)), "z-scored or inverted"),
+    "bright air": (lambda: changed(lambda data: np.copyto(data, 200 - data)), "z-scored, inverted, or noise"),
     "a mask": (lambda: changed(lambda data: np.copyto(data, data > 50)), "not a mask"),
 }
 

@@ -1,10 +1,12 @@
 """Whom an output folder belongs to: what begins it, continues it, is refused, and may begin it anew."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import pytest
 
 from voxfleet import storage
+from voxfleet.engine import job
 from voxfleet.engine.output import LEDGER, Output
 from voxfleet.errors import UserError
 from voxfleet.tracking.base import TrackingConfig
@@ -64,7 +66,10 @@ def test_a_folder_of_something_else_is_refused(output, tmp_path):
         output().check()
 
 
-def test_where_nothing_can_be_written_is_said_before_anything_is_made(output, tmp_path):
-    (tmp_path / "out").touch()
-    with pytest.raises(UserError, match=r"cannot write .*/out \(.*/out is not a folder\)"):
-        output().check()
+def test_where_nothing_can_be_written_is_said_before_ray_starts(output, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "session", lambda resources: pytest.fail("Ray would start"))
+    (tmp_path / "file").touch()
+    below = dataclasses.replace(output(), folder=f"{tmp_path}/file/out")
+    with pytest.raises(UserError, match=r"cannot write .*/out \(.*/file is not a folder\)"), job.job_session(below):
+        pass
+    assert (tmp_path / "file").read_bytes() == b""

@@ -14,6 +14,9 @@ _MAD_TO_SD = 1.4826  # of a normal distribution
 _MIN_PADDING = 1e-3  # of all voxels; fewer are outliers, which do not move a median
 _FILL_TOLERANCE = 0.01  # of the fill value: resampling leaves it nearly constant
 _MAX_DARKER = 0.1  # of the head's voxels: as many may be darker than air
+# Padding lies beside air, and nearly nothing but it is darker than air. Beside the background of a stripped brain lie
+# tissues of all intensities, and many are darker than their median.
+_MIN_AIR_BESIDE, _MAX_DARKER_BESIDE = 0.75, 0.5
 
 
 def without_padding(data: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -31,10 +34,14 @@ def without_padding(data: np.ndarray) -> tuple[np.ndarray, bool]:
         return data, False
     air, noise = _median_and_sd(data[beside])
     tissue = np.percentile(data[~fill], 98) - air
-    lowest = air - max(_BACKGROUND_FRACTION * tissue, _NOISE_SD * noise)
-    if abs(air) > _BACKGROUND_FRACTION * tissue or data[fill].max() >= air - _NOISE_SD * noise:
+    margin = max(_BACKGROUND_FRACTION * tissue, _NOISE_SD * noise)
+    darker, brighter = np.count_nonzero(~fill & (data < air - margin)), np.count_nonzero(data > air + margin)
+    is_air = (
+        np.mean(np.abs(data[beside] - air) <= margin) >= _MIN_AIR_BESIDE and darker <= _MAX_DARKER_BESIDE * brighter
+    )
+    if not is_air or abs(air) > _BACKGROUND_FRACTION * tissue or data[fill].max() >= air - _NOISE_SD * noise:
         return data, False
-    return np.where(fill | (data < lowest), np.float32(air), data), True
+    return np.where(fill | (data < air - margin), np.float32(air), data), True
 
 
 def air_level(data: np.ndarray) -> float:
@@ -56,9 +63,10 @@ def background_threshold(data: np.ndarray) -> tuple[float, float]:
     bright = float(np.percentile(data[data > darkest], 98))
     margin = max(_BACKGROUND_FRACTION * (bright - air), _NOISE_SD * noise)
     head, darker = np.count_nonzero(data > air + margin), np.count_nonzero(data < air - margin)
-    if darker > _MAX_DARKER * head:
+    if not head or darker > _MAX_DARKER * head:
         raise UserError(
-            "the background is not darker than the head (z-scored or inverted?); give the plain intensities"
+            "the background is not darker than the head (z-scored, inverted, or noise as in MP2RAGE?); give the plain "
+            "intensities, or a brain mask"
         )
     return air + margin, air - margin
 

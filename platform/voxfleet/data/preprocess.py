@@ -106,10 +106,15 @@ def preprocess(
         UserError: if this image cannot be used (one line; the caller adds whose it is): not 3-D, not of real numbers,
             an unknown or degenerate geometry, constant, holes of NaN, no brain found, no head in the grid.
     """
+    _check_voxels(image)
+    is_scaled = getattr(image.dataobj, "slope", 1) != 1 or getattr(image.dataobj, "inter", 0) != 0
     image, notes = to_ras(image, orientation)
-    data, has_padding = without_padding(_load(image))
+    data = _load(image)
+    if not is_scaled:
+        _check_range(data, image.get_data_dtype())
+    data, has_padding = without_padding(_without_nan(data))
     source_affine = image.affine
-    data = _strip(data, source_affine, config, mask and to_ras(mask, orientation)[0])
+    data = _strip(data, source_affine, config, mask and _mask_to_ras(mask, orientation))
     _, darkest = background_threshold(data)
     spacing = voxel_sizes(source_affine)
     sigma = _antialias_sigma(spacing, config.spacing_mm)
@@ -167,8 +172,7 @@ def head_center(data: np.ndarray, affine: np.ndarray, threshold: float) -> np.nd
     return apply_affine(aligned, box.mean(axis=1))
 
 
-def _load(image: nib.Nifti1Image) -> np.ndarray:
-    """Scaled float32 (D, H, W) voxels without NaN."""
+def _check_voxels(image: nib.Nifti1Image) -> None:
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -179,8 +183,16 @@ def _load(image: nib.Nifti1Image) -> np.ndarray:
         raise UserError(f"the voxels are {dtype}, not real numbers; give a magnitude image")
     if image.header["intent_code"] == _LABELS:
         raise UserError("the header says that the voxels are labels; give an image with intensities")
+
+
+def _load(image: nib.Nifti1Image) -> np.ndarray:
+    """Scaled float32 (D, H, W) voxels."""
     with np.errstate(over="ignore"):  # to infinity, which is refused
-        data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+        return image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
+
+
+def _check_range(data: np.ndarray, dtype: np.dtype) -> None:
+    """Raises UserError if ``data``, voxels as they are stored, fill a small signed type on both sides."""
     if dtype.kind == "i" and dtype.itemsize <= 2:
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         if data.min() < _WRAPPED * low and data.max() > _WRAPPED * high:
@@ -188,7 +200,13 @@ def _load(image: nib.Nifti1Image) -> np.ndarray:
                 f"the voxels fill the range of {dtype} from {data.min():g} to {data.max():g}: intensities that did not "
                 "fit were wrapped to negative ones; convert the image again, to an unsigned type or float32"
             )
-    return _without_nan(data)
+
+
+def _mask_to_ras(mask: nib.Nifti1Image, orientation: Orientation | None) -> nib.Nifti1Image:
+    try:
+        return to_ras(mask, orientation)[0]
+    except UserError as error:
+        raise UserError(f"the brain mask: {error}") from error
 
 
 def _strip(data: np.ndarray, affine: np.ndarray, config: PreprocessConfig, mask: nib.Nifti1Image | None) -> np.ndarray:

@@ -63,7 +63,7 @@ class SourceConfig:
     bids: str | None = None
     table: str | None = None
     suffix: str = "T1w"
-    filter: dict[str, str | int] = field(default_factory=dict)
+    filter: dict[str, str] = field(default_factory=dict)
     images: Literal["first", "all"] = "first"
     orientation: Orientation | None = None
     masks: str | None = None
@@ -76,8 +76,10 @@ class SourceConfig:
             raise ValueError(f"bids={self.bids!r} and table={self.table!r}: exactly one of them must be set")
         if self.table and self.filter:
             raise ValueError(f"filter={self.filter} goes with bids; remove the lines from table")
-        if unknown := [name for name in self.filter if not _alphanumeric(name)]:
-            raise ValueError(f"filter={self.filter}: {unknown[0]!r} is no BIDS entity such as ses, acq or run")
+        if unknown := [word for word in (*self.filter, *self.filter.values()) if not _alphanumeric(word)]:
+            raise ValueError(
+                f"filter={self.filter}: {unknown[0]!r} is not an entity or label of BIDS, such as run and 1"
+            )
         if self.orientation not in (None, "sform", "qform"):
             raise ValueError(f"orientation={self.orientation!r} must be sform, qform or null")
         if self.table and self.masks:
@@ -338,7 +340,7 @@ def _is_asked_for(name: str, config: SourceConfig) -> bool:
         return False
     # of a folder that was not fetched nothing is known but its session
     asked = {"ses"} & config.filter.keys() if _LEVEL.fullmatch(posixpath.basename(name)) else config.filter.keys()
-    return all(_natural(entities.get(entity, "")) == _natural(str(config.filter[entity])) for entity in asked)
+    return all(_natural(entities.get(entity, "")) == _natural(config.filter[entity]) for entity in asked)
 
 
 def _order(name: str) -> tuple[Any, ...]:
@@ -445,7 +447,7 @@ def read_table(uri: str, needed: tuple[str, ...], remedy: str) -> list[tuple[int
 def _merge(rows: list[_Row], uri: str) -> list[list[_Row]]:
     """The rows of each id, in the order of ids and paths, each path once."""
     merged: dict[str, list[_Row]] = {}
-    for row in sorted(rows, key=lambda row: (row.subject_id, row.path)):
+    for row in sorted(rows, key=lambda row: (row.subject_id, _order(row.path), row.path)):
         known = merged.setdefault(row.subject_id, [row])
         other = known[-1]
         lines = f"{uri} lines {min(row.line, other.line)} and {max(row.line, other.line)}"
@@ -481,7 +483,9 @@ def _of_classes(subjects: list[list[_Row]], uri: str, config: SourceConfig) -> t
         for row in (rows if config.images == "all" else rows[:1])
         if row.group in classes
     ]
-    return scans, {OTHER_GROUP: others} if others else {}
+    taken = [rows for rows in subjects if rows[0].group in classes and config.images == "first"]
+    several = [_choice([row.path for row in rows]) for rows in taken if len(rows) > 1]
+    return scans, {kind: entries for kind, entries in ((OTHER_GROUP, others), (SEVERAL, several)) if entries}
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -30,6 +30,7 @@ def job_session(
     The output is claimed when everything else is in place: a request that cannot run leaves no folder behind.
     """
     output.check()
+    storage.check_writable(output.folder)
     with session(output.config.resources):
         if workers:
             check_fits(output.config.resources, more_workers)

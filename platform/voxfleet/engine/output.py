@@ -71,9 +71,8 @@ class Output:
         """Make sure that the job may write here: the folder is new or empty, or the same job began it.
 
         Raises:
-            UserError: if the folder holds something else (the message names what differs), or cannot be written.
+            UserError: if the folder holds something else; the message names what differs.
         """
-        storage.check_writable(self.folder)
         record = self._begun()
         if record is None:
             if other := self._names():
@@ -93,12 +92,15 @@ class Output:
             )
 
     def _begun(self) -> dict[str, Any] | None:
-        """The description of the run that began the folder; none if that was another one and it left nothing else."""
+        """The description of the run that began the folder; none if that was another one and it left nothing else.
+
+        A bucket has no locks: there another run may be at work that has not left anything yet.
+        """
         uri = storage.join(self.folder, JOB_FILE)
         if not storage.exists(uri):
             return None
         record = storage.read_json(uri)
-        if record["job"] == self.job and not self._changes(record):
+        if not storage.is_local(self.folder) or (record["job"] == self.job and not self._changes(record)):
             return record
         left = self._names() + storage.names(storage.join(self.folder, LEDGER))
         return record if left or storage.exists(storage.join(self.folder, UNSENT)) else None

@@ -99,9 +99,9 @@ def _count_stripped(config: PrepareConfig, total: int) -> Iterator[Any]:
 
     def log() -> None:
         while not is_over.wait(_LOG_EVERY_S):
-            say(
-                f"prepare: deepbet has stripped {ray.get(counter.count.remote())} images in this run, of {total} in all"
-            )
+            with contextlib.suppress(ray.exceptions.RayError):  # without its node, nothing is counted
+                images = ray.get(counter.count.remote(), timeout=_LOG_EVERY_S)
+                say(f"prepare: deepbet has stripped {images} images in this run, of {total} in all")
 
     thread = threading.Thread(target=log, daemon=True)
     thread.start()
