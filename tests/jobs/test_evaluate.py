@@ -190,7 +190,7 @@ def test_pieces_are_measured_again_only_by_another_network(workspace, networks, 
     assert one["value"] != other["value"]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_hippocampi_are_measured_by_maps_that_are_given(workspace, tmp_path):
     synthetic, out = like_real_ones(workspace, tmp_path / "planted"), tmp_path / "report"
     truth = workspace.demo / "cohort" / "derivatives" / "simulation"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from voxfleet.cli import guarded
 
-_CASES = 60  # at a time
+_CASES = 40  # at a time
 MINUTES = "VOXFLEET_FUZZ_MINUTES"
 
 TEXTS = st.one_of(

@@ -14,30 +14,32 @@ _MAD_TO_SD = 1.4826  # of a normal distribution
 _MIN_PADDING = 1e-3  # of all voxels; fewer are outliers, which do not move a median
 _FILL_TOLERANCE = 0.01  # of the fill value: resampling leaves it nearly constant
 _MAX_DARKER = 0.1  # of the head's voxels: as many may be darker than air
-# Padding lies beside air, and nearly nothing but it is darker than air. Beside the background of a stripped brain lie
-# tissues of all intensities, and many are darker than their median.
-_MIN_AIR_BESIDE, _MAX_DARKER_BESIDE = 0.75, 0.5
+# On the outer faces, or else beside padding, lies air, and little is darker than that. Stripped brains have tissues
+# of all intensities there, of which many are darker than their median.
+_MIN_AIR, _MAX_DARKER_TISSUE, _MIN_OUTER = 0.75, 0.5, 0.05
 
 
 def without_padding(data: np.ndarray) -> tuple[np.ndarray, bool]:
     """``data`` (D, H, W) with padding set to the intensity of air, and whether there was any.
 
     Resampled and corrected images hold a constant, such as -1000, where nothing was measured. That is not air: it is
-    negative, and what stands beside it is about 0 and lies well above it.
+    negative, and air is about 0 and lies well above it.
     """
     fill = data <= data.min() * (1 - _FILL_TOLERANCE)
     if data.min() >= 0 or not _MIN_PADDING <= fill.mean() < 1:
         return data, False
-    # not what is next to it, which may be a mixture of both
-    beside = ndimage.binary_dilation(fill, iterations=4) & ~ndimage.binary_dilation(fill, iterations=2)
-    if not beside.any():
+    outer = _faces(data)[~_faces(fill)]
+    if outer.size < _MIN_OUTER * fill.size ** (2 / 3):  # padding, or the air around a stripped brain, all around
+        # not what is next to it, which may be a mixture of both
+        outer = data[ndimage.binary_dilation(fill, iterations=4) & ~ndimage.binary_dilation(fill, iterations=2)]
+    if not outer.size:
         return data, False
-    air, noise = _median_and_sd(data[beside])
+    air, noise = _median_and_sd(outer)
     tissue = np.percentile(data[~fill], 98) - air
     margin = max(_BACKGROUND_FRACTION * tissue, _NOISE_SD * noise)
     darker, brighter = np.count_nonzero(~fill & (data < air - margin)), np.count_nonzero(data > air + margin)
     is_air = (
-        np.mean(np.abs(data[beside] - air) <= margin) >= _MIN_AIR_BESIDE and darker <= _MAX_DARKER_BESIDE * brighter
+        np.mean(outer[outer >= air - margin] <= air + margin) >= _MIN_AIR and darker <= _MAX_DARKER_TISSUE * brighter
     )
     if not is_air or abs(air) > _BACKGROUND_FRACTION * tissue or data[fill].max() >= air - _NOISE_SD * noise:
         return data, False
