@@ -259,7 +259,7 @@ def locked(uri: str) -> Iterator[None]:
         return
     path = Path(absolute(uri))
     try:
-        made = [folder for folder in path.parents if not folder.exists()]
+        new_folders = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
@@ -277,9 +277,9 @@ def locked(uri: str) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):  # of a folder that was removed, or holds something else by now
-                if made and list(path.parent.iterdir()) == [path]:
+                if new_folders and list(path.parent.iterdir()) == [path]:
                     path.unlink()
-                    for folder in made:
+                    for folder in new_folders:
                         folder.rmdir()
 
 

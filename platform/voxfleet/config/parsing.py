@@ -141,8 +141,8 @@ def _quoted(node: yaml.Node) -> str:
 
 
 def _with_quotes(key: str, arguments: list[str]) -> str:
-    """How to write the value of ``key`` as text; "quote it" where it is not found in ``arguments``."""
-    found = "quote it"
+    """The value of ``key`` as it is written as text; "quote it" where it is not found in ``arguments``."""
+    form = "quote it"
     for option, _, node in _yaml_arguments(arguments):
         if option and not f"{key}.".startswith(f"{option}."):
             continue
@@ -152,8 +152,8 @@ def _with_quotes(key: str, arguments: list[str]) -> str:
             value = next((item for name, item in pairs if name.value == part), None)
         if value:
             end = key.rpartition(".")[2]
-            found = f'write --{key} "{_quoted(value)}"' if option == key else f"write {end}: {_quoted(value)}"
-    return found
+            form = f'write --{key} "{_quoted(value)}"' if option == key else f"write {end}: {_quoted(value)}"
+    return form
 
 
 def parser_of(cls: type, job: str) -> ArgumentParser:

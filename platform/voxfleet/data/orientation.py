@@ -1,4 +1,4 @@
-"""Where an image lies in the world: sform or qform, in which units, and whether they can be believed."""
+"""The position of an image in the world: choice between sform and qform, units, plausibility."""
 
 from typing import Literal
 
@@ -52,9 +52,9 @@ def _chosen(header: nib.Nifti1Header, orientation: Orientation | None) -> tuple[
         qform = header.get_qform(coded=True)[0]
     except ValueError:  # of a quaternion that is no rotation, beside an sform
         qform = None
-    found = {"sform": sform, "qform": qform}
-    if orientation and found[orientation] is not None:
-        return found[orientation], []
+    affines = {"sform": sform, "qform": qform}
+    if orientation and affines[orientation] is not None:
+        return affines[orientation], []
     if not (_is_grid(sform) and _is_grid(qform)):
         return (qform if sform is None else sform), []
     if _contradict(sform, qform):

@@ -320,13 +320,13 @@ def _images(root: str, subject_id: str, config: SourceConfig) -> list[str]:
     levels = [name for name in storage.names(storage.join(root, subject_id)) if _LEVEL.fullmatch(name)]
     anats = [f"{subject_id}/{name}" if name == "anat" else f"{subject_id}/{name}/anat" for name in levels]
     folders = {*anats, *(f"{subject_id}/{name}" for name in levels)}
-    found = [name for name in sorted(folders) if storage.is_broken_link(storage.join(root, name))]
+    paths = [name for name in sorted(folders) if storage.is_broken_link(storage.join(root, name))]
     for anat in anats:
         images = [name for name in storage.names(storage.join(root, anat)) if name.endswith(endings)]
-        found += [f"{anat}/{name}" for name in images if name.startswith(f"{subject_id}_")]
-    if bad := next((name for name in found if not storage.is_utf8(name)), None):
+        paths += [f"{anat}/{name}" for name in images if name.startswith(f"{subject_id}_")]
+    if bad := next((name for name in paths if not storage.is_utf8(name)), None):
         raise UserError(f"{root} holds an image whose name {bad!a} is not UTF-8; rename it")
-    return [storage.join(root, name) for name in sorted(found, key=_order) if _is_asked_for(name, config)]
+    return [storage.join(root, name) for name in sorted(paths, key=_order) if _is_asked_for(name, config)]
 
 
 def _entities(name: str) -> dict[str, str]:
@@ -339,8 +339,8 @@ def _is_asked_for(name: str, config: SourceConfig) -> bool:
     if any(entities.get(entity) in labels for entity, labels in _NO_MAGNITUDE.items()):
         return False
     # of a folder that was not fetched nothing is known but its session
-    asked = {"ses"} & config.filter.keys() if _LEVEL.fullmatch(posixpath.basename(name)) else config.filter.keys()
-    return all(_natural(entities.get(entity, "")) == _natural(config.filter[entity]) for entity in asked)
+    keys = {"ses"} & config.filter.keys() if _LEVEL.fullmatch(posixpath.basename(name)) else config.filter.keys()
+    return all(_natural(entities.get(entity, "")) == _natural(config.filter[entity]) for entity in keys)
 
 
 def _order(name: str) -> tuple[Any, ...]:

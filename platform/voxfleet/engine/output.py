@@ -149,8 +149,8 @@ class Output:
     @functools.cached_property
     def key(self) -> str:
         """What finds the record again."""
-        known = self._begun() or {}
-        return known.get("record") or uuid.uuid4().hex
+        record = self._begun() or {}
+        return record.get("record") or uuid.uuid4().hex
 
     def send_unsent(self) -> bool:
         """Send what the run that finished the folder could not record; whether nothing is left."""
